@@ -1,0 +1,183 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"go.uber.org/zap"
+
+	"plenum/pkg/feed"
+	"plenum/pkg/httpapi"
+	"plenum/pkg/store"
+)
+
+// App is what the daemons of one process share.
+type App struct {
+	Settings Settings
+	Log      *zap.Logger
+	Registry *prometheus.Registry
+	Health   *httpapi.Health
+
+	pool, owner, read *pgxpool.Pool
+	waiting           waiting
+}
+
+// NewApp opens the pools, which connect when they are first used.
+func NewApp(ctx context.Context, name string, s Settings, log *zap.Logger) (*App, error) {
+	a := &App{Settings: s, Log: log, Registry: prometheus.NewRegistry(), Health: &httpapi.Health{}}
+	a.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
+	var errs []error
+	open := func(key, url string, connections int) *pgxpool.Pool {
+		if url == "" {
+			errs = append(errs, fmt.Errorf("%s: is not set", key))
+			return nil
+		}
+		pool, err := store.Open(ctx, store.Config{URL: url, Schema: s.Database.Schema, Program: name, Connections: connections})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", key, err))
+		}
+		return pool
+	}
+	a.pool = open("database.url", s.Database.URL, s.Ingest.Writers+s.Sync.Workers+8)
+	if s.Database.URL != "" {
+		a.owner = open("database.owner_url", s.Database.OwnerURL, 8)
+		a.read = open("database.read_url", s.Database.ReadURL, 8)
+	}
+	a.Health.Add(a.waiting.check)
+	if len(errs) > 0 {
+		a.Close()
+		return nil, &UsageError{errors.Join(errs...)}
+	}
+	return a, nil
+}
+
+// Close closes the pools.
+func (a *App) Close() {
+	for _, p := range []*pgxpool.Pool{a.pool, a.owner, a.read} {
+		if p != nil {
+			p.Close()
+		}
+	}
+}
+
+func buildInfo() prometheus.Collector {
+	g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "plenum_build_info", Help: "1, labelled with the version."}, []string{"version"})
+	g.WithLabelValues(Version()).Set(1)
+	return g
+}
+
+// WithHTTP serves HTTP while work runs, and stops serving after it has returned.
+func (a *App) WithHTTP(ctx context.Context, withFeed bool, out io.Writer, work func(context.Context) error) error {
+	c := httpapi.Config{Listen: a.Settings.HTTP.Listen, Health: a.Health, Metrics: a.Registry}
+	if withFeed {
+		c.Feed = feed.New(a.pool, a.read)
+	}
+	server, err := httpapi.Listen(c)
+	if err != nil {
+		return err
+	}
+	a.Log.Info("serving HTTP", zap.String("address", server.Addr()))
+	if out != nil {
+		fmt.Fprintf(out, "HTTP        http://%s\n", server.Addr())
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := server.Serve(); err != nil {
+			cancel(err)
+		}
+	})
+	err = work(ctx)
+	closing, stop := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer stop()
+	err = errors.Join(err, server.Close(closing))
+	wg.Wait()
+	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// waiting is what a starting daemon waits for, as readiness tells it.
+type waiting struct {
+	mu   sync.Mutex
+	what map[string]string
+}
+
+func (w *waiting) set(component, message string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.what == nil {
+		w.what = map[string]string{}
+	}
+	if message == "" {
+		delete(w.what, component)
+	} else {
+		w.what[component] = message
+	}
+}
+
+func (w *waiting) check(context.Context) []httpapi.Finding {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var fs []httpapi.Finding
+	for component, message := range w.what {
+		fs = append(fs, httpapi.Finding{Component: component, Failing: true, Message: message})
+	}
+	return fs
+}
+
+const (
+	firstWait = 200 * time.Millisecond
+	lastWait  = 5 * time.Second
+)
+
+// retry calls step until it succeeds, ctx ends, or it returns an error that waiting does not mend. It logs the
+// first failure and each that differs, and readiness shows it.
+func (a *App) retry(ctx context.Context, component, what string, step func(context.Context) error) error {
+	a.waiting.set(component, what+" is under way")
+	defer a.waiting.set(component, "")
+	last := ""
+	for bound := firstWait; ; bound = min(2*bound, lastWait) {
+		err := step(ctx)
+		if err == nil {
+			if last != "" {
+				a.Log.Info("waited, and goes on", zap.String("for", what))
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if isFinal(err) {
+			return err
+		}
+		if err.Error() != last {
+			last = err.Error()
+			a.Log.Warn("cannot go on yet, trying again", zap.String("step", what), zap.Error(err))
+		}
+		a.waiting.set(component, what+": "+last)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(rand.N(bound)):
+		}
+	}
+}
+
+// isFinal tells errors that waiting does not mend.
+func isFinal(err error) bool {
+	var setup *store.SetupError
+	var held *store.HeldError
+	var usage *UsageError
+	return errors.As(err, &setup) || errors.As(err, &held) || errors.As(err, &usage)
+}

@@ -1,0 +1,256 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"plenum/pkg/httpapi"
+	"plenum/pkg/ingest"
+	"plenum/pkg/mqtt"
+	"plenum/pkg/partman"
+	"plenum/pkg/store"
+	"plenum/pkg/telemetry"
+)
+
+// Ingest runs the ingest daemon without its HTTP until ctx ends and it has drained. Stats, if not nil, is told
+// of the pipeline once it stands.
+func Ingest(ctx context.Context, a *App, started func(*ingest.Pipeline)) error {
+	manager, err := newManager(a)
+	if err != nil {
+		return err
+	}
+	if err := prepareDatabase(ctx, a, manager); err != nil {
+		return ended(ctx, err)
+	}
+	var lock *store.NameLock
+	err = a.retry(ctx, "database", "lock the MQTT client id", func(ctx context.Context) (err error) {
+		lock, err = store.LockNames(ctx, a.pool, clientIDs(a.Settings))
+		return err
+	})
+	if err != nil {
+		return ended(ctx, err)
+	}
+	p, err := newPath(a, manager)
+	if err != nil {
+		lock.Unlock(ctx)
+		return err
+	}
+	if started != nil {
+		started(p.pipeline)
+	}
+	return p.run(ctx, a, lock)
+}
+
+// ended turns the end of ctx into a clean stop: nothing had begun.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+		return nil
+	}
+	return err
+}
+
+// prepareDatabase waits for the database and brings schema, rights and today's partitions in order.
+func prepareDatabase(ctx context.Context, a *App, manager *partman.Manager) error {
+	s := a.Settings
+	return a.retry(ctx, "database", "prepare the database", func(ctx context.Context) error {
+		if err := store.CheckServer(ctx, a.pool, s.Database.Schema); err != nil {
+			return err
+		}
+		if s.Database.Migrate {
+			schema, err := store.Migrate(ctx, a.owner)
+			if err != nil {
+				return err
+			}
+			a.Log.Info("schema", zap.Int64("version", schema.Database))
+		} else if schema, err := store.ReadSchema(ctx, a.pool); err != nil || schema.Err() != nil {
+			return errors.Join(err, schema.Err())
+		}
+		if err := store.CheckRights(ctx, a.pool, store.IngestRights()); err != nil {
+			return err
+		}
+		if err := registerPolicies(ctx, a.owner, s); err != nil {
+			return err
+		}
+		return ensureToday(ctx, manager, s)
+	})
+}
+
+// ensureToday makes the partitions that a batch needs.
+func ensureToday(ctx context.Context, m *partman.Manager, s Settings) error {
+	for _, p := range policies(s) {
+		if p.Premake == partman.NoPremake {
+			continue
+		}
+		if err := m.EnsureNow(ctx, p.String()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func clientIDs(s Settings) []string {
+	ids := make([]string, s.MQTT.Connections)
+	for i := range ids {
+		ids[i] = s.MQTT.ClientID + "-" + strconv.Itoa(i)
+	}
+	return ids
+}
+
+// path is the parts between broker and database.
+type path struct {
+	client   *mqtt.Client
+	pipeline *ingest.Pipeline
+	manager  *partman.Manager
+	drain    time.Duration
+}
+
+func newPath(a *App, manager *partman.Manager) (*path, error) {
+	s := a.Settings
+	decoder, err := telemetry.NewDecoder(s.telemetry())
+	if err != nil {
+		return nil, &UsageError{err}
+	}
+	writer := store.NewWriter(a.pool, s.MQTT.ClientID, func(ctx context.Context) error { return ensureToday(ctx, manager, s) })
+	pipeline, err := ingest.New(s.ingest(), decoder, writer, a.Log.With(zap.String("part", "ingest")), a.Registry)
+	if err != nil {
+		return nil, &UsageError{err}
+	}
+	client, err := mqtt.New(s.mqtt(decoder.Filters()), func(d mqtt.Delivery) { pipeline.Receive(d.Message, d.Receipt) },
+		a.Log.With(zap.String("part", "mqtt")), a.Registry)
+	if err != nil {
+		return nil, &UsageError{err}
+	}
+	p := &path{client, pipeline, manager, s.Ingest.DrainTimeout}
+	a.Health.Add(p.checkMQTT)
+	a.Health.Add(p.checkStore)
+	a.Health.Add(p.checkPartitions)
+	return p, nil
+}
+
+// run works until ctx ends or the lock is lost to another process, and then stops in order.
+func (p *path) run(ctx context.Context, a *App, lock *store.NameLock) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	work, cut := context.WithCancel(context.WithoutCancel(ctx)) // outlives ctx by the drain
+	defer cut()
+	var parts, storing sync.WaitGroup
+	managing, stopManaging := context.WithCancel(work)
+	defer stopManaging()
+	parts.Go(func() { _ = p.client.Run(work) })
+	parts.Go(func() { _ = p.manager.Run(managing) })
+	storing.Go(func() { _ = p.pipeline.Run(work) })
+	parts.Go(func() {
+		if err := guardLock(ctx, a, lock); err != nil {
+			stop(err)
+		}
+	})
+	<-ctx.Done()
+	err := p.stop(ctx, a, cut, &storing)
+	stopManaging()
+	parts.Wait()
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return err
+}
+
+// stop ends intake, stores what is queued, acknowledges it and disconnects, under one deadline.
+func (p *path) stop(ctx context.Context, a *App, cut context.CancelFunc, storing *sync.WaitGroup) error {
+	a.Log.Info("draining", zap.Int("unacknowledged", p.client.Unacked()), zap.Duration("timeout", p.drain))
+	deadline, done := context.WithTimeout(context.WithoutCancel(ctx), p.drain)
+	defer done()
+	p.client.Pause()
+	p.pipeline.Drain()
+	stopped := make(chan struct{})
+	go func() {
+		storing.Wait()
+		close(stopped)
+	}()
+	var err error
+	select {
+	case <-stopped:
+	case <-deadline.Done():
+		err = fmt.Errorf("drain: not everything could be stored within %s; what is not, the broker keeps", p.drain)
+		cut()
+		<-stopped
+	}
+	closing, closed := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer closed()
+	if closeErr := p.client.Close(closing); closeErr != nil {
+		a.Log.Warn("disconnected without an orderly end", zap.Error(closeErr))
+	}
+	t := p.pipeline.Totals()
+	a.Log.Info("drained", zap.Int64("messages", t.Messages), zap.Int64("received", t.Received), zap.Int64("stored", t.Stored),
+		zap.Int64("duplicate", t.Duplicate), zap.Int64("quarantined", t.Quarantined))
+	return err
+}
+
+// guardLock watches the session that holds the client ids. When it is lost, it takes them again; another
+// process that was faster is a *store.HeldError.
+func guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
+	const interval = 5 * time.Second
+	defer func() { lock.Unlock(context.WithoutCancel(ctx)) }()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(interval):
+		}
+		asking, done := context.WithTimeout(ctx, interval)
+		err := lock.Alive(asking)
+		done()
+		if err == nil || ctx.Err() != nil {
+			continue
+		}
+		lock.Unlock(ctx)
+		fresh, err := store.LockNames(ctx, a.pool, clientIDs(a.Settings))
+		if held := (*store.HeldError)(nil); errors.As(err, &held) {
+			return err
+		}
+		if err == nil {
+			lock = fresh
+		}
+	}
+}
+
+func (p *path) checkMQTT(context.Context) []httpapi.Finding {
+	var fs []httpapi.Finding
+	for _, c := range p.client.Status() {
+		if !c.Connected {
+			message := fmt.Sprintf("%s is not connected to %s since %s", c.ClientID, c.Broker, c.Since.Format(time.RFC3339))
+			if c.LastError != "" {
+				message += ": " + c.LastError
+			}
+			fs = append(fs, httpapi.Finding{Component: "mqtt", Failing: true, Message: message})
+		}
+		for _, w := range c.Warnings {
+			fs = append(fs, httpapi.Finding{Component: "mqtt", Message: c.ClientID + ": " + w})
+		}
+	}
+	return fs
+}
+
+func (p *path) checkStore(context.Context) []httpapi.Finding {
+	f := p.pipeline.Failing()
+	if f == nil {
+		return nil
+	}
+	return []httpapi.Finding{{Component: "ingest", Failing: true,
+		Message: fmt.Sprintf("cannot store since %s; nothing is acknowledged, the broker keeps it: %v", f.Since.UTC().Format(time.RFC3339), f.Err)}}
+}
+
+func (p *path) checkPartitions(context.Context) []httpapi.Finding {
+	var fs []httpapi.Finding
+	for _, t := range p.manager.Status() {
+		for _, f := range t.Findings {
+			fs = append(fs, httpapi.Finding{Component: "partitions", Failing: f.Broken, Message: t.Table + ": " + f.Detail})
+		}
+	}
+	return fs
+}

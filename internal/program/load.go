@@ -1,0 +1,176 @@
+package program
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// A UsageError is a fault of the command line or the configuration: exit code 2.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
+
+// Usagef returns a UsageError.
+func Usagef(format string, args ...any) error { return &UsageError{fmt.Errorf(format, args...)} }
+
+// Loader reads the settings of one program.
+type Loader struct {
+	Settings Settings
+	keys     []key
+	flags    map[string]string // values given as flags
+	config   string
+}
+
+// NewLoader returns a Loader; listen is the default of http.listen.
+func NewLoader(listen string) *Loader {
+	l := &Loader{flags: map[string]string{}}
+	l.keys = l.Settings.keys(listen)
+	return l
+}
+
+// AddFlags makes a flag of each key, and --config.
+func (l *Loader) AddFlags(fs *flag.FlagSet) {
+	fs.StringVar(&l.config, "config", "", "YAML `file` with the same keys")
+	for _, k := range l.keys {
+		fs.Func(k.name, k.help, func(v string) error {
+			l.flags[k.name] = v
+			return nil
+		})
+	}
+}
+
+// Load sets each key from its flag, else its environment variable or the file named by that with _FILE, else
+// the configuration file, else its default. All faults come back joined in one UsageError.
+func (l *Loader) Load(getenv func(string) string) (Settings, error) {
+	file, errs := l.readFile(getenv)
+	for _, k := range l.keys {
+		value, err := l.value(k, getenv, file)
+		if err == nil {
+			err = k.set(value)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", k.name, err))
+		}
+	}
+	if len(errs) > 0 {
+		return l.Settings, &UsageError{errors.Join(errs...)}
+	}
+	if l.Settings.Database.OwnerURL == "" {
+		l.Settings.Database.OwnerURL = l.Settings.Database.URL
+	}
+	if l.Settings.Database.ReadURL == "" {
+		l.Settings.Database.ReadURL = l.Settings.Database.URL
+	}
+	return l.Settings, nil
+}
+
+func (l *Loader) value(k key, getenv func(string) string, file map[string]string) (string, error) {
+	if v, ok := l.flags[k.name]; ok {
+		return v, nil
+	}
+	v := getenv(k.env())
+	if k.secret {
+		path := getenv(k.env() + "_FILE")
+		switch {
+		case path != "" && v != "":
+			return "", fmt.Errorf("both %s and %s_FILE are set", k.env(), k.env())
+		case path != "":
+			return readSecret(path)
+		}
+	}
+	if v != "" {
+		return v, nil
+	}
+	if v, ok := file[k.name]; ok {
+		return v, nil
+	}
+	return k.def, nil
+}
+
+func readSecret(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimRight(string(b), "\r\n"), nil
+}
+
+// readFile returns the file's values by key; a key that no setting has is a fault.
+func (l *Loader) readFile(getenv func(string) string) (map[string]string, []error) {
+	path := l.config
+	if path == "" {
+		path = getenv("PLENUM_CONFIG")
+	}
+	if path == "" {
+		return nil, nil
+	}
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, []error{fmt.Errorf("--config: %w", err)}
+	}
+	var root map[string]yaml.Node
+	if err := yaml.NewDecoder(bytes.NewReader(b)).Decode(&root); err != nil && !errors.Is(err, io.EOF) {
+		return nil, []error{fmt.Errorf("--config: %s: %w", path, err)}
+	}
+	values, errs := map[string]string{}, []error(nil)
+	for name, node := range root {
+		flatten(name, &node, values)
+	}
+	known := map[string]bool{}
+	for _, k := range l.keys {
+		known[k.name] = true
+	}
+	for name := range values {
+		if !known[name] {
+			errs = append(errs, fmt.Errorf("--config: %s: unknown key %q", path, name))
+		}
+	}
+	return values, errs
+}
+
+// flatten turns nested mappings into dotted keys, and a sequence into a comma-separated list.
+func flatten(name string, n *yaml.Node, into map[string]string) {
+	switch n.Kind {
+	case yaml.AliasNode:
+		flatten(name, n.Alias, into)
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			flatten(name+"."+n.Content[i].Value, n.Content[i+1], into)
+		}
+	case yaml.SequenceNode:
+		items := make([]string, len(n.Content))
+		for i, c := range n.Content {
+			items[i] = c.Value
+		}
+		into[name] = strings.Join(items, ",")
+	default:
+		into[name] = n.Value
+		if n.Tag == "!!null" {
+			into[name] = ""
+		}
+	}
+}
+
+// PrintKeys writes every key with its environment variable, default and meaning.
+func (l *Loader) PrintKeys(w io.Writer) {
+	fmt.Fprintf(w, "Each key is a flag (--KEY VALUE), an environment variable and a path in the file of --config;\nflag before environment before file before default.\n\n")
+	for _, k := range l.keys {
+		fmt.Fprintf(w, "  %s\n        %s", k.name, k.env())
+		if k.secret {
+			fmt.Fprintf(w, " or %s_FILE", k.env())
+		}
+		fmt.Fprintf(w, "\n        %s", k.help)
+		if k.def != "" {
+			fmt.Fprintf(w, " (default %s)", k.def)
+		}
+		fmt.Fprintln(w)
+	}
+}

@@ -1,0 +1,103 @@
+package program
+
+import (
+	"context"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/zap"
+
+	"plenum/pkg/partman"
+	"plenum/pkg/store"
+)
+
+// identity is invariant 2's index: a parent cannot declare it, because it lacks the partition key.
+var identity = partman.Index{Name: "identity_idx", Unique: true, NullsNotDistinct: true, Columns: []string{"device_id", "kind", "recorded_at", "seq"}}
+
+// policies are those of Plenum's own tables.
+func policies(s Settings) []partman.Policy {
+	schema, p := s.Database.Schema, s.Partition
+	keep := p.ArchiveDays
+	live := partman.Policy{
+		Schema: schema, Table: "telemetry", Key: "last_modified", Step: partman.Day,
+		Premake: p.PremakeDays, Retention: p.RetentionDays, Expired: p.Expired,
+		Indexes: []partman.Index{identity},
+		// Half of each page is left for the marked versions of its rows: the update stays HOT.
+		Storage: map[string]string{"fillfactor": "50", "autovacuum_analyze_scale_factor": "0.02"},
+	}
+	archive := live
+	archive.Table, archive.Premake, archive.Retention, archive.Expired = "telemetry_archive", partman.NoPremake, keep, partman.ExpiredDrop
+	if p.Expired == partman.ExpiredArchive {
+		live.ArchiveTable = archive.Table
+	} else {
+		keep = p.RetentionDays
+	}
+	return []partman.Policy{
+		live, archive,
+		// A day longer than the rows, so that a line never goes before them.
+		{Schema: schema, Table: "telemetry_batch", Key: "day", Step: partman.Day, Premake: p.PremakeDays, Retention: keep + 1, Expired: partman.ExpiredDrop},
+		{Schema: schema, Table: "telemetry_quarantine", Key: "received_at", Step: partman.Day, Premake: p.PremakeDays,
+			Retention: s.Quarantine.RetentionDays, Expired: partman.ExpiredDrop},
+	}
+}
+
+// registerPolicies puts Plenum's tables under management, with the rights of their owner.
+func registerPolicies(ctx context.Context, owner *pgxpool.Pool, s Settings) error {
+	if err := partman.Install(ctx, owner, s.Database.Schema); err != nil {
+		return err
+	}
+	for _, p := range policies(s) {
+		if err := partman.Register(ctx, owner, s.Database.Schema, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// newManager returns the partition manager with Plenum's guards.
+func newManager(a *App) (*partman.Manager, error) {
+	g := guards{owner: a.owner, schema: a.Settings.Database.Schema}
+	return partman.New(partman.Config{
+		Pool: a.owner, Schema: a.Settings.Database.Schema, Prepare: g.prepare, Guard: g.guard,
+		Log: a.Log.With(zap.String("part", "partitions")), Registerer: a.Registry,
+	})
+}
+
+type guards struct {
+	owner  *pgxpool.Pool
+	schema string
+}
+
+// prepare gives the day's rows that were inserted by hand their ledger lines, so that they are processed
+// before the day goes.
+func (g guards) prepare(ctx context.Context, r partman.Retiring) error {
+	if r.Schema != g.schema || r.Table != "telemetry" {
+		return nil
+	}
+	_, err := store.Reconcile(ctx, g.owner, r.From, r.To)
+	return err
+}
+
+func (g guards) guard(ctx context.Context, tx pgx.Tx, r partman.Retiring) error {
+	if r.Schema != g.schema {
+		return nil
+	}
+	var err error
+	switch r.Table {
+	case "telemetry":
+		err = store.GuardLiveDay(ctx, tx, pgx.Identifier{r.PartitionSchema, r.Partition}, r.From)
+		if err == nil && r.Kind == partman.Detach {
+			err = store.DropDay(ctx, tx, r.From)
+		}
+	case "telemetry_archive":
+		err = store.DropDay(ctx, tx, r.From)
+	case "telemetry_batch":
+		err = store.GuardLedgerDay(ctx, tx, r.From)
+	}
+	var refusal *store.Refusal
+	if errors.As(err, &refusal) {
+		return &partman.Blocked{Reason: refusal.Reason, Detail: refusal.Detail}
+	}
+	return err
+}

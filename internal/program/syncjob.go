@@ -1,0 +1,56 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.uber.org/zap"
+
+	"plenum/pkg/feed"
+	"plenum/pkg/httpapi"
+	"plenum/pkg/store"
+	"plenum/pkg/syncjob"
+)
+
+// Syncjob runs the sync daemon without its HTTP until ctx ends and the marking under way is done.
+func Syncjob(ctx context.Context, a *App) error {
+	s := a.Settings
+	err := a.retry(ctx, "sync", "wait for the schema", func(ctx context.Context) error {
+		if err := store.CheckServer(ctx, a.pool, s.Database.Schema); err != nil {
+			return err
+		}
+		schema, err := store.ReadSchema(ctx, a.pool)
+		if err != nil || schema.Err() != nil {
+			return errors.Join(err, schema.Err())
+		}
+		return store.CheckRights(ctx, a.pool, store.SyncRights())
+	})
+	if err != nil {
+		return ended(ctx, err)
+	}
+	log := a.Log.With(zap.String("part", "sync"))
+	job, err := syncjob.New(s.sync(), a.pool, log, a.Registry)
+	if err != nil {
+		return &UsageError{err}
+	}
+	a.Health.Add(func(context.Context) []httpapi.Finding {
+		f := job.Failing()
+		if f == nil {
+			return nil
+		}
+		return []httpapi.Finding{{Component: "sync", Failing: true,
+			Message: fmt.Sprintf("cannot mark batches since %s: %v", f.Since.UTC().Format(time.RFC3339), f.Err)}}
+	})
+	observer := feed.NewObserver(a.read, log, a.Registry)
+	observed := make(chan struct{})
+	go func() {
+		defer close(observed)
+		observer.Run(ctx)
+	}()
+	_ = job.Run(ctx) // only the end of ctx stops it
+	<-observed
+	log.Info("stopped", zap.Int64("rows_processed", job.Rows()))
+	return nil
+}

@@ -1,0 +1,102 @@
+package program
+
+import (
+	"errors"
+	"fmt"
+
+	"plenum/pkg/httpapi"
+	"plenum/pkg/ingest"
+	"plenum/pkg/mqtt"
+	"plenum/pkg/syncjob"
+	"plenum/pkg/telemetry"
+)
+
+func (s Settings) telemetry() telemetry.Config {
+	p := s.Payload
+	return telemetry.Config{
+		Topics: s.MQTT.Topics, Time: p.Time, Metrics: p.Metrics, DeviceID: p.DeviceID, Kind: p.Kind, Seq: p.Seq,
+		TimeUnit: p.TimeUnit, MaxPayloadBytes: s.Ingest.MaxPayloadBytes,
+	}
+}
+
+// mqtt leaves Filters empty: they come from the decoder.
+func (s Settings) mqtt(filters []string) mqtt.Config {
+	m := s.MQTT
+	return mqtt.Config{
+		Brokers: m.Brokers, ClientID: m.ClientID, Filters: filters, ShareGroup: m.ShareGroup, Connections: m.Connections,
+		AtMostOnce: m.QoS == 0, Username: m.Username, Password: m.Password,
+		CAFile: m.CAFile, CertFile: m.CertFile, KeyFile: m.KeyFile, KeepAlive: m.KeepAlive,
+		WindowMessages: m.WindowMessages, WindowBytes: m.WindowBytes,
+		MaxPacketBytes: max(mqtt.DefaultMaxPacketBytes, 2*s.Ingest.MaxPayloadBytes),
+	}
+}
+
+func (s Settings) ingest() ingest.Config {
+	i := s.Ingest
+	return ingest.Config{BatchRows: i.BatchRows, BatchBytes: i.BatchBytes, Linger: i.Linger, Writers: i.Writers}
+}
+
+func (s Settings) sync() syncjob.Config {
+	return syncjob.Config{BatchRows: s.Sync.BatchRows, Workers: s.Sync.Workers}
+}
+
+// ValidateIngest returns every fault of what the ingest daemon uses, as one UsageError.
+func (s Settings) ValidateIngest() error {
+	var filters []string
+	errs := []error{s.validateShared(), s.ingest().Validate(), s.telemetry().Validate()}
+	if d, err := telemetry.NewDecoder(s.telemetry()); err == nil {
+		filters = d.Filters()
+		errs = append(errs, s.mqtt(filters).Validate())
+	}
+	if s.MQTT.QoS != 0 && s.MQTT.QoS != 1 {
+		errs = append(errs, fmt.Errorf("mqtt.qos: %d is neither 0 nor 1", s.MQTT.QoS))
+	}
+	if s.Ingest.DrainTimeout <= 0 {
+		errs = append(errs, fmt.Errorf("ingest.drain_timeout: %s is not above 0s", s.Ingest.DrainTimeout))
+	}
+	return usage(append(errs, s.validatePartitions())...)
+}
+
+// ValidateSync returns every fault of what the sync daemon uses, as one UsageError.
+func (s Settings) ValidateSync() error { return usage(s.validateShared(), s.sync().Validate()) }
+
+// Validate returns every fault, as one UsageError.
+func (s Settings) Validate() error { return usage(s.ValidateIngest(), s.sync().Validate()) }
+
+func (s Settings) validateShared() error {
+	errs := []error{httpapi.ValidateListen(s.HTTP.Listen)}
+	if s.Database.URL == "" {
+		errs = append(errs, errors.New("database.url: is not set"))
+	}
+	if s.Database.Schema == "" {
+		errs = append(errs, errors.New("database.schema: is empty"))
+	}
+	return errors.Join(errs...)
+}
+
+func (s Settings) validatePartitions() error {
+	var errs []error
+	atLeast := func(key string, v, least int) {
+		if v < least {
+			errs = append(errs, fmt.Errorf("%s: %d is less than %d", key, v, least))
+		}
+	}
+	p := s.Partition
+	atLeast("partition.retention_days", p.RetentionDays, 1)
+	atLeast("partition.premake_days", p.PremakeDays, 1)
+	atLeast("quarantine.retention_days", s.Quarantine.RetentionDays, 1)
+	switch {
+	case p.Expired != "archive" && p.Expired != "drop":
+		errs = append(errs, fmt.Errorf("partition.expired: %q is neither archive nor drop", p.Expired))
+	case p.Expired == "archive" && p.ArchiveDays <= p.RetentionDays:
+		errs = append(errs, fmt.Errorf("partition.archive_days: %d is not above partition.retention_days, %d: both count from today", p.ArchiveDays, p.RetentionDays))
+	}
+	return errors.Join(errs...)
+}
+
+func usage(errs ...error) error {
+	if err := errors.Join(errs...); err != nil {
+		return &UsageError{err}
+	}
+	return nil
+}

@@ -1,0 +1,195 @@
+package feed
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"plenum/pkg/store"
+)
+
+// Bounds of a read.
+const (
+	DefaultLimit = 1000             // rows
+	MaxLimit     = 100_000          // rows
+	MaxWait      = 60 * time.Second // of a long poll
+	pollEvery    = 50 * time.Millisecond
+)
+
+var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+
+// A RequestError is a request that is wrong whenever it is made.
+type RequestError struct{ Reason string }
+
+func (e *RequestError) Error() string { return e.Reason }
+
+// A UnknownError names a consumer that does not exist.
+type UnknownError struct{ Name string }
+
+func (e *UnknownError) Error() string {
+	return fmt.Sprintf("there is no consumer %q; its first read creates it", e.Name)
+}
+
+// A GoneError says that rows behind the consumer's position have been dropped.
+type GoneError struct {
+	Name             string
+	Position, Oldest int64 // Oldest is the position from which reading is possible again
+}
+
+func (e *GoneError) Error() string {
+	return fmt.Sprintf("rows behind position %d of consumer %q have been dropped; the oldest position to read from is %d", e.Position, e.Name, e.Oldest)
+}
+
+// A PositionError is a commit that would move a consumer backwards or past the head.
+type PositionError struct {
+	Name                    string
+	Position, Current, Head int64
+}
+
+func (e *PositionError) Error() string {
+	if e.Position > e.Head {
+		return fmt.Sprintf("consumer %q: position %d is past the feed's head %d", e.Name, e.Position, e.Head)
+	}
+	return fmt.Sprintf("consumer %q stands at %d: a commit does not go back to %d", e.Name, e.Current, e.Position)
+}
+
+// Feed serves consumers from a database.
+type Feed struct{ pool, read *pgxpool.Pool }
+
+// New returns the Feed of the database behind pool. Rows are read from read, which may be a replica's pool:
+// a consumer sees there what has arrived, in the same order.
+func New(pool, read *pgxpool.Pool) *Feed { return &Feed{pool, read} }
+
+// Request is one read.
+type Request struct {
+	Name  string
+	From  string        // where a new consumer starts: earliest (also ""), latest, or an RFC 3339 time of processing
+	Limit int           // rows, 1 to MaxLimit; the last batch may exceed it
+	Wait  time.Duration // how long to wait for a first row, up to MaxWait
+}
+
+// Page is what a read returns.
+type Page struct {
+	Rows     []store.FeedRow
+	Position int64 // what to commit once the rows are dealt with
+}
+
+// Read returns the rows behind the consumer's position, waiting for the first as long as the request says.
+func (f *Feed) Read(ctx context.Context, r Request) (Page, error) {
+	if err := r.validate(); err != nil {
+		return Page{}, err
+	}
+	c, err := f.consumer(ctx, r)
+	if err != nil {
+		return Page{}, err
+	}
+	deadline := time.Now().Add(r.Wait)
+	for {
+		page, err := f.page(ctx, c, r.Limit)
+		if err != nil || len(page.Rows) > 0 || time.Until(deadline) <= 0 {
+			return page, err
+		}
+		select {
+		case <-ctx.Done():
+			return page, ctx.Err()
+		case <-time.After(min(pollEvery, time.Until(deadline))):
+		}
+	}
+}
+
+func (r Request) validate() error {
+	switch {
+	case !validName.MatchString(r.Name):
+		return &RequestError{fmt.Sprintf("consumer name %q: want 1 to 64 letters, digits, dots, underscores and hyphens, the first a letter or digit", r.Name)}
+	case r.Limit < 1 || r.Limit > MaxLimit:
+		return &RequestError{fmt.Sprintf("limit %d is not from 1 to %d", r.Limit, MaxLimit)}
+	case r.Wait < 0 || r.Wait > MaxWait:
+		return &RequestError{fmt.Sprintf("wait %s is not from 0s to %s", r.Wait, MaxWait)}
+	}
+	return nil
+}
+
+// consumer returns the consumer, created where From says if it is new.
+func (f *Feed) consumer(ctx context.Context, r Request) (store.Consumer, error) {
+	c, ok, err := store.ReadConsumer(ctx, f.pool, r.Name)
+	if err != nil || ok {
+		return c, err
+	}
+	start, err := f.start(ctx, r.From)
+	if err != nil {
+		return c, err
+	}
+	if err := store.CreateConsumer(ctx, f.pool, r.Name, start); err != nil {
+		return c, err
+	}
+	c, ok, err = store.ReadConsumer(ctx, f.pool, r.Name)
+	if err == nil && !ok {
+		err = &UnknownError{r.Name}
+	}
+	return c, err
+}
+
+func (f *Feed) start(ctx context.Context, from string) (int64, error) {
+	if from == "" || from == "earliest" || from == "latest" {
+		horizon, head, err := store.FeedBounds(ctx, f.pool)
+		if from == "latest" {
+			return head, err
+		}
+		return horizon, err
+	}
+	t, err := time.Parse(time.RFC3339, from)
+	if err != nil {
+		return 0, &RequestError{fmt.Sprintf("from %q is none of earliest, latest and an RFC 3339 time", from)}
+	}
+	return store.FeedPositionBefore(ctx, f.pool, t)
+}
+
+// page reads the horizon after the rows: rows that were dropped while it read make it fail, not skip.
+func (f *Feed) page(ctx context.Context, c store.Consumer, limit int) (Page, error) {
+	lines, err := store.FeedLines(ctx, f.read, c.Position, limit)
+	if err != nil {
+		return Page{}, err
+	}
+	rows, rowsErr := store.FeedRows(ctx, f.read, lines)
+	horizon, err := store.FeedHorizon(ctx, f.read)
+	if err != nil {
+		return Page{}, err
+	}
+	if c.Position < horizon {
+		return Page{}, &GoneError{c.Name, c.Position, horizon}
+	}
+	if rowsErr != nil {
+		return Page{}, rowsErr
+	}
+	page := Page{Rows: rows, Position: c.Position}
+	if len(lines) > 0 {
+		page.Position = lines[len(lines)-1].Position
+	}
+	return page, nil
+}
+
+// Commit moves the consumer to position. The same position again is no error.
+func (f *Feed) Commit(ctx context.Context, name string, position int64) error {
+	c, ok, err := store.ReadConsumer(ctx, f.pool, name)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return &UnknownError{name}
+	}
+	_, head, err := store.FeedBounds(ctx, f.pool)
+	if err != nil {
+		return err
+	}
+	if position > head {
+		return &PositionError{name, position, c.Position, head}
+	}
+	moved, err := store.AdvanceConsumer(ctx, f.pool, name, position)
+	if err == nil && !moved {
+		err = &PositionError{name, position, c.Position, head}
+	}
+	return err
+}

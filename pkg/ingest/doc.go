@@ -1,0 +1,17 @@
+// Package ingest turns received messages into committed batches and then acknowledges them.
+//
+// The model. Receive decodes a message into the open batch. A batch is sealed when it holds enough rows or
+// bytes, or is taken as it is when its oldest message has waited for the linger. Several writers take batches
+// and store each in one transaction; after the commit the receipts of its messages are done, in any order
+// between batches: who gave the receipts puts them in order.
+//
+// What must hold:
+//
+//   - A receipt is done only after the transaction with all its message's readings and rejects has committed.
+//   - Receive never blocks. It bounds nothing itself: who calls it bounds what it has received and not
+//     yet seen done, in messages and bytes, which bounds the queue.
+//   - All rows of a message are in one batch, so in one transaction.
+//   - A batch that cannot be stored is tried again, with full jitter, until it is stored or the run is given up;
+//     what is given up stays unacknowledged.
+//   - received = stored + duplicate + quarantined, once everything received is done.
+package ingest

@@ -1,0 +1,162 @@
+package ingest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+
+	"plenum/pkg/telemetry"
+)
+
+// Config bounds batches and says how many are stored at once.
+type Config struct {
+	BatchRows  int           // rows that seal a batch; the last message's rows may exceed it
+	BatchBytes int           // payload and topic bytes that seal a batch
+	Linger     time.Duration // how long the first message of a batch waits for others
+	Writers    int           // transactions at once
+}
+
+// Validate joins every fault, each naming its key and value.
+func (c Config) Validate() error {
+	var errs []error
+	check := func(ok bool, key string, value any, want string) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("%s: %v %s", key, value, want))
+		}
+	}
+	check(c.BatchRows >= 1 && c.BatchRows <= 1_000_000, "ingest.batch_rows", c.BatchRows, "is not from 1 to 1000000")
+	check(c.BatchBytes >= 1024, "ingest.batch_bytes", c.BatchBytes, "is less than 1024")
+	check(c.Linger >= 0 && c.Linger <= time.Minute, "ingest.linger", c.Linger, "is not from 0s to 1m")
+	check(c.Writers >= 1 && c.Writers <= 64, "ingest.writers", c.Writers, "is not from 1 to 64")
+	return errors.Join(errs...)
+}
+
+// Store commits a batch in one transaction. Write may be called again with a batch that returned an error.
+type Store interface {
+	Write(context.Context, *telemetry.Batch) (telemetry.Outcome, error)
+}
+
+// Back-off between tries of a batch: full jitter below a bound that doubles.
+const (
+	firstRetry = 100 * time.Millisecond
+	lastRetry  = 10 * time.Second
+)
+
+// Pipeline is the path from a received message to its receipt.
+type Pipeline struct {
+	decoder *telemetry.Decoder
+	store   Store
+	writers int
+	queue   *queue
+	log     *zap.Logger
+	m       metrics
+	totals  totals
+	failure atomic.Pointer[Failure]
+}
+
+// Failure is a batch that cannot be stored at the moment.
+type Failure struct {
+	Since time.Time
+	Err   error
+}
+
+// New returns a Pipeline; Run makes it store.
+func New(c Config, d *telemetry.Decoder, s Store, log *zap.Logger, reg prometheus.Registerer) (*Pipeline, error) {
+	if err := c.Validate(); err != nil {
+		return nil, err
+	}
+	return &Pipeline{decoder: d, store: s, writers: c.Writers, queue: newQueue(c), log: log, m: newMetrics(reg)}, nil
+}
+
+// Receive takes a message in. It does not block. After Drain it must not be called.
+func (p *Pipeline) Receive(m telemetry.Message, r Receipt) {
+	readings, rejects := p.queue.add(p.decoder, m, r)
+	p.totals.messages.Add(1)
+	p.totals.received.Add(int64(readings + rejects))
+}
+
+// Run stores batches until ctx ends, which gives up what is not stored, or until Drain was called and the
+// queue is empty.
+func (p *Pipeline) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for range p.writers {
+		wg.Go(func() {
+			for b := p.queue.take(ctx); b != nil; b = p.queue.take(ctx) {
+				if !p.storeBatch(ctx, b) {
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return ctx.Err()
+}
+
+// Drain says that Receive will not be called again: Run stores what is queued and returns.
+func (p *Pipeline) Drain() { p.queue.close() }
+
+// Failing returns why batches cannot be stored now, or nil.
+func (p *Pipeline) Failing() *Failure { return p.failure.Load() }
+
+// storeBatch tries until the batch is stored, and then acknowledges it. It returns false when ctx ended before.
+func (p *Pipeline) storeBatch(ctx context.Context, b *batch) bool {
+	for attempt := 0; ; attempt++ {
+		start := time.Now()
+		out, err := p.store.Write(ctx, &b.Batch)
+		if err == nil {
+			p.committed(b, out, time.Since(start))
+			return true
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		p.failed(b, err)
+		bound := min(lastRetry, firstRetry<<min(attempt, 16))
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(rand.N(bound)):
+		}
+	}
+}
+
+func (p *Pipeline) committed(b *batch, out telemetry.Outcome, took time.Duration) {
+	p.m.commitDuration.Observe(took.Seconds())
+	p.m.batchRows.Observe(float64(b.rows()))
+	p.m.stored.Add(float64(out.Stored))
+	p.m.duplicate.Add(float64(out.Duplicate))
+	p.m.quarantined.Add(float64(out.Quarantined))
+	for _, r := range b.Rejects {
+		p.m.rejects.WithLabelValues(string(r.Code)).Inc()
+	}
+	if conflicts := out.Quarantined - len(b.Rejects); conflicts > 0 {
+		p.m.rejects.WithLabelValues(string(telemetry.Conflict)).Add(float64(conflicts))
+	}
+	p.totals.add(out)
+	if f := p.failure.Swap(nil); f != nil {
+		p.log.Info("storing again", zap.Duration("after", time.Since(f.Since)))
+	}
+	for _, r := range b.receipts {
+		r.Done()
+	}
+	p.queue.recycle(b)
+}
+
+func (p *Pipeline) failed(b *batch, err error) {
+	p.m.retries.Inc()
+	f := &Failure{Since: time.Now(), Err: err}
+	if old := p.failure.Load(); old != nil {
+		f.Since = old.Since
+	} else {
+		p.log.Error("cannot store a batch, trying again; nothing of it is acknowledged",
+			zap.Int("messages", len(b.receipts)), zap.Int("rows", b.rows()), zap.Error(err))
+	}
+	p.failure.Store(f)
+}

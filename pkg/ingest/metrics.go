@@ -1,0 +1,73 @@
+package ingest
+
+import (
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"plenum/pkg/telemetry"
+)
+
+type metrics struct {
+	stored, duplicate, quarantined prometheus.Counter
+	rejects                        *prometheus.CounterVec
+	retries                        prometheus.Counter
+	batchRows, commitDuration      prometheus.Histogram
+}
+
+func newMetrics(reg prometheus.Registerer) metrics {
+	f := promauto.With(reg)
+	rows := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "plenum_ingest_rows_total",
+		Help: "Readings and rejected elements by what became of them, counted after the commit.",
+	}, []string{"result"})
+	return metrics{
+		stored:      rows.WithLabelValues("stored"),
+		duplicate:   rows.WithLabelValues("duplicate"),
+		quarantined: rows.WithLabelValues("quarantined"),
+		rejects: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "plenum_ingest_rejects_total",
+			Help: "Quarantined rows by code.",
+		}, []string{"code"}),
+		retries: f.NewCounter(prometheus.CounterOpts{
+			Name: "plenum_ingest_store_retries_total",
+			Help: "Tries of a batch that failed and are repeated.",
+		}),
+		batchRows: f.NewHistogram(prometheus.HistogramOpts{
+			Name:                        "plenum_ingest_batch_rows",
+			Help:                        "Rows of a committed batch.",
+			Buckets:                     prometheus.ExponentialBuckets(1, 4, 9),
+			NativeHistogramBucketFactor: 1.1,
+		}),
+		commitDuration: f.NewHistogram(prometheus.HistogramOpts{
+			Name:                            "plenum_ingest_commit_duration_seconds",
+			Help:                            "Time from the start of a batch's successful try to the answer to its COMMIT.",
+			Buckets:                         prometheus.ExponentialBuckets(0.001, 2, 15),
+			NativeHistogramBucketFactor:     1.1,
+			NativeHistogramMaxBucketNumber:  100,
+			NativeHistogramMinResetDuration: time.Hour,
+		}),
+	}
+}
+
+// Totals is the accounting since the start of the process.
+type Totals struct {
+	Messages                                 int64 // messages received
+	Received, Stored, Duplicate, Quarantined int64 // rows
+}
+
+type totals struct{ messages, received, stored, duplicate, quarantined atomic.Int64 }
+
+func (t *totals) add(o telemetry.Outcome) {
+	t.stored.Add(int64(o.Stored))
+	t.duplicate.Add(int64(o.Duplicate))
+	t.quarantined.Add(int64(o.Quarantined))
+}
+
+// Totals returns the accounting; while batches are under way, Received is ahead of the others' sum.
+func (p *Pipeline) Totals() Totals {
+	t := &p.totals
+	return Totals{t.messages.Load(), t.received.Load(), t.stored.Load(), t.duplicate.Load(), t.quarantined.Load()}
+}

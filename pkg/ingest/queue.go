@@ -1,0 +1,159 @@
+package ingest
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"plenum/pkg/telemetry"
+)
+
+// A Receipt belongs to one message. Done is called once, when the message is stored.
+type Receipt interface{ Done() }
+
+// batch is what one transaction stores, with the receipts of its messages.
+type batch struct {
+	telemetry.Batch
+	receipts []Receipt
+	bytes    int
+	opened   time.Time
+}
+
+func (b *batch) rows() int { return len(b.Readings) + len(b.Rejects) }
+
+func (b *batch) reset() {
+	clear(b.Readings)
+	clear(b.Rejects)
+	clear(b.receipts)
+	b.Readings, b.Rejects, b.receipts, b.bytes = b.Readings[:0], b.Rejects[:0], b.receipts[:0], 0
+}
+
+// queue is the open batch and the sealed ones before it.
+type queue struct {
+	rows, bytes int
+	linger      time.Duration
+
+	mu     sync.Mutex
+	open   *batch
+	sealed []*batch
+	closed bool
+	free   []*batch
+	wake   chan struct{} // one token a writer at most; a lost token means that all are awake
+}
+
+func newQueue(c Config) *queue {
+	return &queue{rows: c.BatchRows, bytes: c.BatchBytes, linger: c.Linger, open: new(batch), wake: make(chan struct{}, c.Writers)}
+}
+
+// add decodes the message into the open batch and returns how many rows it became. Decoding under the lock
+// keeps the rows of a message together and needs no copy.
+func (q *queue) add(d *telemetry.Decoder, m telemetry.Message, r Receipt) (readings, rejects int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	b := q.open
+	first := len(b.receipts) == 0
+	nr, nj := len(b.Readings), len(b.Rejects)
+	d.Decode(m, &b.Batch)
+	b.receipts = append(b.receipts, r)
+	b.bytes += len(m.Payload) + len(m.Topic)
+	readings, rejects = len(b.Readings)-nr, len(b.Rejects)-nj
+	if first {
+		b.opened = m.ReceivedAt
+	}
+	if b.rows() >= q.rows || b.bytes >= q.bytes {
+		q.seal()
+		q.signal()
+	} else if first {
+		q.signal()
+	}
+	return readings, rejects
+}
+
+func (q *queue) seal() {
+	q.sealed = append(q.sealed, q.open)
+	if k := len(q.free) - 1; k >= 0 {
+		q.open, q.free = q.free[k], q.free[:k]
+	} else {
+		q.open = new(batch)
+	}
+}
+
+func (q *queue) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take waits for a batch. It returns nil when ctx ends, or when the queue is closed and empty.
+func (q *queue) take(ctx context.Context) *batch {
+	for {
+		b, wait, done := q.next()
+		if b != nil || done {
+			return b
+		}
+		if !q.sleep(ctx, wait) {
+			return nil
+		}
+	}
+}
+
+// next returns a batch that is due, or how long the open one has yet to linger (0: nothing is there), or
+// that no batch will come.
+func (q *queue) next() (b *batch, wait time.Duration, done bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.sealed) == 0 && len(q.open.receipts) > 0 {
+		wait = q.linger - time.Since(q.open.opened)
+		if wait > 0 && !q.closed {
+			return nil, wait, false
+		}
+		q.seal()
+	}
+	if len(q.sealed) == 0 {
+		return nil, 0, q.closed
+	}
+	b = q.sealed[0]
+	q.sealed[0] = nil
+	q.sealed = q.sealed[1:]
+	if len(q.sealed) > 0 || len(q.open.receipts) > 0 {
+		q.signal()
+	}
+	return b, 0, false
+}
+
+func (q *queue) sleep(ctx context.Context, wait time.Duration) bool {
+	var timer <-chan time.Time
+	if wait > 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-q.wake:
+	case <-timer:
+	}
+	return true
+}
+
+// recycle takes back a batch whose receipts are done.
+func (q *queue) recycle(b *batch) {
+	b.reset()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.free) < cap(q.wake) {
+		q.free = append(q.free, b)
+	}
+}
+
+// close makes every writer return once the queue is empty.
+func (q *queue) close() {
+	q.mu.Lock()
+	q.closed = true
+	q.mu.Unlock()
+	for range cap(q.wake) {
+		q.signal()
+	}
+}

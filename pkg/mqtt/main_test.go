@@ -1,0 +1,9 @@
+package mqtt_test
+
+import (
+	"testing"
+
+	"plenum/internal/devenv/devtest"
+)
+
+func TestMain(m *testing.M) { devtest.Main(m) }

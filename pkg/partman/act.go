@@ -1,0 +1,260 @@
+package partman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/fnv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// ErrBusy is returned where another instance is at work in the same loop.
+var ErrBusy = errors.New("another instance holds the partition lock")
+
+// ErrChanged is returned by Apply for an action that the catalog no longer asks for in the same words.
+var ErrChanged = errors.New("the catalog has changed since the plan was made")
+
+// Plan inspects one table and returns its plan, limited to MaxRetire partitions that leave. The table is named with its
+// schema, or without if that is Config.Schema.
+func (m *Manager) Plan(ctx context.Context, table string) (Plan, error) {
+	p, err := m.policy(ctx, table)
+	if err != nil {
+		return Plan{}, err
+	}
+	s, err := m.inspect(ctx, m.cfg.Pool, p)
+	if err != nil {
+		return Plan{}, err
+	}
+	return NewPlan(p, s, s.Now).Limit(m.cfg.MaxRetire), nil
+}
+
+// Apply carries out the actions of the plan in order and nothing else. Before each the catalog is read again under the
+// loop's lock: an action that is no longer planned, word for word, ends Apply with ErrChanged. A busy loop ends it with
+// ErrBusy. A guard's refusal is in the result, and the next action follows.
+func (m *Manager) Apply(ctx context.Context, plan Plan) (Result, error) {
+	var result Result
+	p, err := m.policy(ctx, plan.Schema+"."+plan.Table)
+	if err != nil {
+		return result, err
+	}
+	for _, a := range plan.Actions {
+		choose := func(s Snapshot) (Action, bool) { return find(NewPlan(p, s, plan.Now), a) }
+		acted, err := m.step(ctx, p, a.Kind.loop(), choose, &result)
+		if err == nil && !acted {
+			err = ErrChanged
+		}
+		if err != nil {
+			return result, fmt.Errorf("%s %s %s: %w", a.Kind, p, a.Partition, err)
+		}
+	}
+	return result, nil
+}
+
+func find(plan Plan, a Action) (Action, bool) {
+	for _, b := range plan.Actions {
+		if a.same(b) {
+			return b, true
+		}
+	}
+	return Action{}, false
+}
+
+// keep does one round of one loop for one table: action after action, each planned anew from the catalog under the lock.
+func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result) error {
+	var faults []error
+	tried := make(map[string]bool)
+	choose := func(s Snapshot) (Action, bool) {
+		m.observe(p, s)
+		for _, a := range NewPlan(p, s, s.Now).Limit(m.cfg.MaxRetire).Actions {
+			if a.Kind.loop() == loop && !tried[a.key()] {
+				tried[a.key()] = true
+				return a, true
+			}
+		}
+		return Action{}, false
+	}
+	for attempts := 0; loop != RetireLoop || attempts < m.cfg.MaxRetire; attempts++ {
+		acted, err := m.step(ctx, p, loop, choose, result)
+		if errors.Is(err, ErrBusy) {
+			result.Skipped = true
+			break
+		}
+		if err != nil {
+			faults = append(faults, fmt.Errorf("table %q: %w", p.String(), err))
+			if lockFault(err) || !acted || ctx.Err() != nil {
+				break // the next one would wait for the same lock, or meets the same lost connection
+			}
+		}
+		if !acted {
+			break
+		}
+	}
+	if loop == RetireLoop {
+		m.observeRefused(p, *result, errors.Join(faults...))
+	}
+	return errors.Join(faults...)
+}
+
+// step does at most one action under the lock of its loop. It takes a connection, the lock on it, reads the catalog, lets
+// choose pick, acts on the same connection, and gives both back. acted says that an action was chosen.
+func (m *Manager) step(ctx context.Context, p Policy, loop Loop, choose func(Snapshot) (Action, bool), result *Result) (acted bool, err error) {
+	conn, err := m.cfg.Pool.Acquire(ctx)
+	if err != nil {
+		return false, fmt.Errorf("connect: %w", err)
+	}
+	defer conn.Release()
+	unlock, err := m.lock(ctx, conn, loop)
+	if err != nil {
+		return false, err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	s, err := m.inspect(ctx, conn, p)
+	if err != nil {
+		return false, err
+	}
+	a, ok := choose(s)
+	if !ok {
+		return false, nil
+	}
+	err = m.run(ctx, conn, p, a)
+	var blocked *Blocked
+	if errors.As(err, &blocked) {
+		result.Refused = append(result.Refused, Refusal{a, blocked})
+		m.metrics.action(m.label(p), a.Kind, "refused")
+		return true, nil
+	}
+	if err != nil {
+		m.metrics.action(m.label(p), a.Kind, "failed")
+		return true, fmt.Errorf("%s partition %q: %w", a.Kind, a.Partition, err)
+	}
+	m.metrics.action(m.label(p), a.Kind, "done")
+	result.Done = append(result.Done, a)
+	return true, nil
+}
+
+// lock takes the loop's advisory lock on the connection that will run the DDL, so that a lost connection gives up both.
+func (m *Manager) lock(ctx context.Context, conn *pgxpool.Conn, loop Loop) (unlock func() error, err error) {
+	h := fnv.New64a()
+	fmt.Fprintf(h, "partman %s %s", loop, m.cfg.Schema)
+	key := int64(h.Sum64())
+	var got bool
+	if err := conn.QueryRow(ctx, "select pg_try_advisory_lock($1)", key).Scan(&got); err != nil {
+		return nil, fmt.Errorf("take the partition lock of loop %q: %w", loop, err)
+	}
+	if !got {
+		return nil, ErrBusy
+	}
+	return func() error {
+		if conn.Conn().IsClosed() {
+			return nil // the server has released it
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		var released bool
+		err := conn.QueryRow(ctx, "select pg_advisory_unlock($1)", key).Scan(&released)
+		if err == nil && released {
+			return nil
+		}
+		return errors.Join(err, conn.Conn().Close(ctx)) // never back into the pool with the lock
+	}, nil
+}
+
+// run carries out an action, transaction by transaction.
+func (m *Manager) run(ctx context.Context, conn *pgxpool.Conn, p Policy, a Action) error {
+	for list := a.Statements; len(list) > 0; {
+		n := 1
+		for list[0].Tx != 0 && n < len(list) && list[n].Tx == list[0].Tx {
+			n++
+		}
+		if err := m.group(ctx, conn, p, a, list[:n]); err != nil {
+			return err
+		}
+		list = list[n:]
+	}
+	return nil
+}
+
+func (m *Manager) group(ctx context.Context, conn *pgxpool.Conn, p Policy, a Action, list []Statement) error {
+	switch {
+	case list[0].Hook == HookPrepare:
+		if m.cfg.Prepare == nil {
+			return nil
+		}
+		if err := m.cfg.Prepare(ctx, a.retiring()); err != nil {
+			return fmt.Errorf("prepare: %w", err)
+		}
+		return nil
+	case list[0].Tx == 0:
+		return m.outside(ctx, conn, list[0])
+	default:
+		return m.retry(ctx, conn, a, list)
+	}
+}
+
+// transaction runs one group once. lock_timeout bounds each wait for a lock; the time zone is set for the sake of whatever
+// a hook does, our own literals carry their offset.
+func (m *Manager) transaction(ctx context.Context, conn *pgxpool.Conn, a Action, list []Statement) error {
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		settings := fmt.Sprintf("set local lock_timeout = '%dms'; set local statement_timeout = '%dms'; set local timezone = 'UTC'; "+
+			"set local standard_conforming_strings = on", m.cfg.LockTimeout.Milliseconds(), m.cfg.Deadline.Milliseconds())
+		if _, err := tx.Exec(ctx, settings); err != nil {
+			return fmt.Errorf("set timeouts: %w", err)
+		}
+		for _, s := range list {
+			if err := m.one(ctx, tx, a, s); err != nil {
+				return &statementError{s, err}
+			}
+		}
+		return nil
+	})
+}
+
+func (m *Manager) one(ctx context.Context, tx pgx.Tx, a Action, s Statement) error {
+	switch s.Hook {
+	case "":
+		_, err := tx.Exec(ctx, s.SQL)
+		return err
+	case HookGuard:
+		if m.cfg.Guard == nil {
+			return nil
+		}
+		return m.cfg.Guard(ctx, tx, a.retiring())
+	case HookIndexes:
+		return verifyIndexes(ctx, tx, a)
+	case HookDetached:
+		return verifyDetached(ctx, tx, a.detached)
+	default:
+		return fmt.Errorf("hook %q is unknown inside a transaction", s.Hook)
+	}
+}
+
+// outside runs a statement that cannot be in a transaction. It may wait for a lock, since its own blocks no reader and no
+// writer meanwhile; the deadline bounds it.
+func (m *Manager) outside(ctx context.Context, conn *pgxpool.Conn, s Statement) (err error) {
+	set := fmt.Sprintf("set lock_timeout = 0; set statement_timeout = '%dms'", m.cfg.Deadline.Milliseconds())
+	if _, err := conn.Exec(ctx, set); err != nil {
+		return fmt.Errorf("set timeouts: %w", err)
+	}
+	defer func() {
+		if conn.Conn().IsClosed() {
+			return
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		if _, resetErr := conn.Exec(ctx, "reset lock_timeout; reset statement_timeout"); resetErr != nil {
+			err = errors.Join(err, resetErr, conn.Conn().Close(ctx))
+		}
+	}()
+	if _, err := conn.Exec(ctx, s.SQL); err != nil {
+		return m.explain(ctx, &statementError{s, err})
+	}
+	return nil
+}
+
+func (a Action) retiring() Retiring {
+	return Retiring{Schema: a.Schema, Table: a.Table, PartitionSchema: a.leafSchema, Partition: a.Partition,
+		From: a.From, To: a.To, Kind: a.Kind}
+}

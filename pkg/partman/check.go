@@ -1,0 +1,212 @@
+package partman
+
+import (
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Code names a kind of finding.
+type Code string
+
+// The codes of findings, a closed set.
+const (
+	NoCurrent       Code = "no_current"       // inserts fail now
+	MissingDay      Code = "missing"          // a past step, inside the retention, has no partition or a part of one
+	FewPremade      Code = "premake"          // fewer future partitions than the policy asks for
+	Overlap         Code = "overlap"          // a range is both in the table and in its archive
+	OddBounds       Code = "bounds"           // bounds that are not those of one step in UTC
+	IndexMissing    Code = "index_missing"    // a declared index is missing on a leaf, or not attached
+	IndexInvalid    Code = "index_invalid"    // an index of a leaf or of the parent is invalid
+	WrongStorage    Code = "storage"          // a leaf's storage parameters differ from the policy
+	DefaultPresent  Code = "default"          // there is a DEFAULT partition
+	DetachUnended   Code = "detach_pending"   // a DETACH CONCURRENTLY was left unfinished
+	NotATable       Code = "not_a_table"      // a partition that is partitioned itself, or foreign
+	Leftover        Code = "detached"         // a former partition of ours waits to be dropped
+	Stray           Code = "stray"            // a table is named like a partition and is none
+	PastRetention   Code = "past_retention"   // a partition is due to go, or should and cannot
+	ArchiveNotReady Code = "archive_mismatch" // the archive cannot take partitions of this table
+)
+
+// Finding is one thing that is not as the policy wants it.
+type Finding struct {
+	Code      Code   `json:"code"`
+	Schema    string `json:"schema"`
+	Table     string `json:"table"`
+	Partition string `json:"partition,omitempty"`
+	Detail    string `json:"detail"`
+	// Broken is set where the table cannot do its work now: a row finds no partition. Anything else is a warning.
+	Broken bool `json:"broken,omitempty"`
+}
+
+// Check compares the table of s to p at the instant now. It is a pure function; no finding means all is well.
+func Check(p Policy, s Snapshot, now time.Time) []Finding {
+	c := checker{p: p, s: s, now: now.UTC()}
+	c.coverage()
+	c.table()
+	for _, leaf := range s.Partitions {
+		c.leaf(leaf)
+		c.retention(leaf)
+	}
+	c.leftovers()
+	return c.found
+}
+
+type checker struct {
+	p     Policy
+	s     Snapshot
+	now   time.Time
+	found []Finding
+}
+
+func (c *checker) add(code Code, partition, format string, args ...any) {
+	c.found = append(c.found, Finding{Code: code, Schema: c.p.Schema, Table: c.p.Table, Partition: partition,
+		Detail: fmt.Sprintf(format, args...), Broken: code == NoCurrent})
+}
+
+const dayLayout = "2006-01-02"
+
+// coverage finds steps without a partition: today, the premade ones, and those between the oldest kept and today.
+func (c *checker) coverage() {
+	if c.p.Premake == NoPremake {
+		return
+	}
+	step := c.p.Step
+	today := step.floor(c.now)
+	if Runway(c.s, c.now) == 0 {
+		c.add(NoCurrent, "", "no partition takes a row of %s", today.Format(dayLayout))
+	}
+	ready := 0
+	for _, r := range Expected(c.p, c.now)[1:] {
+		if len(uncovered(span{r.From, r.To}, c.s.Partitions)) == 0 {
+			ready++
+		}
+	}
+	if ready < c.p.Premake {
+		c.add(FewPremade, "", "%d future partitions of %d", ready, c.p.Premake)
+	}
+	if len(c.s.Partitions) == 0 || c.s.Partitions[0].OpenFrom {
+		return
+	}
+	oldest := step.floor(c.s.Partitions[0].From)
+	if boundary, ok := Boundary(c.p, c.now); ok && boundary.After(oldest) {
+		oldest = boundary
+	}
+	if !oldest.Before(today) {
+		return
+	}
+	for _, gap := range uncovered(span{oldest, today}, c.s.Partitions) {
+		c.add(MissingDay, "", "no partition from %s to %s", gap.from.Format(time.RFC3339), gap.to.Format(time.RFC3339))
+	}
+}
+
+// table checks what belongs to the parent and to the pair of table and archive.
+func (c *checker) table() {
+	if c.s.Default != "" {
+		c.add(DefaultPresent, c.s.Default, "a DEFAULT partition is scanned under an exclusive lock by each ATTACH")
+	}
+	for _, i := range c.s.Indexes {
+		if !i.Valid {
+			c.add(IndexInvalid, "", "the table's own index %q is invalid: not each leaf has its part", i.Name)
+		}
+	}
+	if c.s.Archive == nil {
+		return
+	}
+	if c.s.Archive.KeyType != c.s.KeyType {
+		c.add(ArchiveNotReady, "", "the key of archive %q is %q, the table's %q", c.p.ArchiveTable, c.s.Archive.KeyType, c.s.KeyType)
+	}
+	for _, leaf := range c.s.Partitions {
+		for _, a := range c.s.Archive.Partitions {
+			if !leaf.OpenFrom && !leaf.OpenTo && a.overlaps(leaf.From, leaf.To) {
+				c.add(Overlap, leaf.Name, "%q of the archive covers a part of it", a.Name)
+			}
+		}
+	}
+}
+
+func (c *checker) leaf(leaf Partition) {
+	if leaf.OpenFrom || leaf.OpenTo || leaf.From != c.p.Step.floor(leaf.From) || leaf.To != c.p.Step.next(leaf.From, 1) {
+		c.add(OddBounds, leaf.Name, "%s are not the bounds of one %s in UTC", leaf.bounds(), c.p.Step)
+	}
+	if leaf.Kind != "r" {
+		c.add(NotATable, leaf.Name, "relkind %q is left alone", leaf.Kind)
+		return
+	}
+	if leaf.DetachPending {
+		c.add(DetachUnended, leaf.Name, "a DETACH CONCURRENTLY hides its rows; finish it with DETACH PARTITION … FINALIZE")
+	}
+	for _, d := range indexDrift(c.p, c.s, leaf) {
+		c.index(leaf, d)
+	}
+	if wrong := wrongStorage(c.p, leaf); len(wrong) > 0 {
+		c.add(WrongStorage, leaf.Name, "needs %s", settings(wrong))
+	}
+}
+
+func (c *checker) index(leaf Partition, d drift) {
+	var want string
+	if d.parent != nil {
+		want = fmt.Sprintf("%q of the table", d.parent.Name)
+	} else {
+		want = fmt.Sprintf("%q of the policy", d.policy.Name)
+	}
+	switch {
+	case d.have != nil && !d.have.Valid && d.have.Building:
+		c.add(IndexInvalid, leaf.Name, "%q for index %s is being built", d.have.Name, want)
+	case d.have != nil && !d.have.Valid:
+		c.add(IndexInvalid, leaf.Name, "%q for index %s is invalid", d.have.Name, want)
+	case d.have != nil:
+		c.add(IndexMissing, leaf.Name, "%q is not attached to index %s", d.have.Name, want)
+	default:
+		c.add(IndexMissing, leaf.Name, "index %s is missing", want)
+	}
+}
+
+func (c *checker) retention(leaf Partition) {
+	switch why := cannotRetire(c.p, c.s, leaf, c.now); why {
+	case notExpired:
+	case "":
+		boundary, _ := Boundary(c.p, c.now)
+		c.add(PastRetention, leaf.Name, "ends before %s and is due: %s", boundary.Format(dayLayout), c.p.Expired)
+	default:
+		c.add(PastRetention, leaf.Name, "cannot go: %s", why)
+	}
+}
+
+func (c *checker) leftovers() {
+	for _, d := range c.s.Detached {
+		c.add(Leftover, d.Name, "detached at %s, is dropped after %s", d.At.Format(time.RFC3339),
+			d.At.Add(c.p.grace()).Format(time.RFC3339))
+	}
+	for _, name := range slices.Sorted(slices.Values(c.s.Strays)) {
+		c.add(Stray, name, "is named like a partition and is none, nor marked as a detached one")
+	}
+}
+
+// Drift counts the leaves' indexes that are missing, invalid or not attached, and the parent's that are invalid.
+func Drift(p Policy, s Snapshot) int {
+	n := 0
+	for _, leaf := range s.Partitions {
+		if leaf.Kind == "r" {
+			n += len(indexDrift(p, s, leaf))
+		}
+	}
+	for _, i := range s.Indexes {
+		if !i.Valid {
+			n++
+		}
+	}
+	return n
+}
+
+func (p Partition) bounds() string {
+	from, to := "MINVALUE", "MAXVALUE"
+	if !p.OpenFrom {
+		from = p.From.Format(time.RFC3339)
+	}
+	if !p.OpenTo {
+		to = p.To.Format(time.RFC3339)
+	}
+	return "[" + from + ", " + to + ")"
+}

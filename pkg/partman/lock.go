@@ -1,0 +1,214 @@
+package partman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// The SQLSTATEs after which trying again is right.
+const (
+	lockNotAvailable = "55P03"
+	deadlockDetected = "40P01"
+	queryCanceled    = "57014"
+)
+
+// maxPause bounds the pause between two tries.
+const maxPause = 30 * time.Second
+
+// LockError says that an action gave up waiting for a lock, and who held it.
+type LockError struct {
+	Statement Statement
+	Tries     int
+	// Blockers held, or waited for, a conflicting lock just after the last try; empty if they were gone by then.
+	Blockers []Blocker
+	Err      error
+}
+
+func (e *LockError) Error() string {
+	var who []string
+	for _, b := range e.Blockers {
+		who = append(who, b.String())
+	}
+	if len(who) == 0 {
+		who = []string{"gone since"}
+	}
+	return fmt.Sprintf("no lock for %q after %d tries, held by %s: %v", e.Statement.SQL, e.Tries, strings.Join(who, "; "), e.Err)
+}
+
+func (e *LockError) Unwrap() error { return e.Err }
+
+// Blocker is a session in whose way an action is. What the connection's role may not see is empty.
+type Blocker struct {
+	PID         int32  `json:"pid"`
+	Application string `json:"application_name"`
+	State       string `json:"state"`
+	// QueryAge is the time since its query began, or its last one if it is idle in a transaction.
+	QueryAge time.Duration `json:"query_age"`
+	// Relation and Mode are the lock in the way; empty where a snapshot is.
+	Relation string `json:"relation,omitempty"`
+	Mode     string `json:"mode,omitempty"`
+}
+
+func (b Blocker) String() string {
+	s := fmt.Sprintf("pid %d (application %q, %s, query age %s)", b.PID, b.Application, b.State, b.QueryAge.Round(time.Millisecond))
+	if b.Mode != "" {
+		s += fmt.Sprintf(" with %s on %s", b.Mode, b.Relation)
+	}
+	return s
+}
+
+// statementError names the statement that failed.
+type statementError struct {
+	statement Statement
+	err       error
+}
+
+func (e *statementError) Error() string {
+	if e.statement.Hook != "" {
+		return fmt.Sprintf("%s: %v", e.statement.Hook, e.err)
+	}
+	return fmt.Sprintf("%s: %v", e.statement.SQL, e.err)
+}
+
+func (e *statementError) Unwrap() error { return e.err }
+
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
+
+func lockFault(err error) bool {
+	var lock *LockError
+	return errors.As(err, &lock)
+}
+
+// retry runs a transaction until it got its locks: after 55P03 and 40P01 only, at least Pause apart, so that what queued
+// behind a try has long gone on before the next one.
+func (m *Manager) retry(ctx context.Context, conn *pgxpool.Conn, a Action, list []Statement) error {
+	for try := 1; ; try++ {
+		err := m.transaction(ctx, conn, a, list)
+		state := sqlState(err)
+		if err == nil || state != lockNotAvailable && state != deadlockDetected {
+			return err
+		}
+		if try >= m.cfg.Tries {
+			return m.lockError(ctx, err, try)
+		}
+		if wait(ctx, m.pause(try)) != nil {
+			return m.lockError(context.WithoutCancel(ctx), err, try)
+		}
+	}
+}
+
+func (m *Manager) pause(try int) time.Duration {
+	spread := min(m.cfg.Pause<<min(try-1, 5), maxPause)
+	return m.cfg.Pause + rand.N(spread+1)
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// lockError looks up who is in the way, in the moment after the last try.
+func (m *Manager) lockError(ctx context.Context, err error, tries int) error {
+	e := &LockError{Tries: tries, Err: err}
+	var s *statementError
+	if errors.As(err, &s) {
+		e.Statement, e.Err = s.statement, s.err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	blockers, lookup := m.blockers(ctx, e.Statement)
+	e.Blockers = blockers
+	return errors.Join(e, lookup)
+}
+
+// explain names the oldest transactions where a concurrent build ran into its deadline: it waits for their snapshots.
+func (m *Manager) explain(ctx context.Context, err *statementError) error {
+	if sqlState(err) != queryCanceled && sqlState(err) != deadlockDetected {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	rows, lookup := m.cfg.Pool.Query(ctx, oldestSQL)
+	if lookup != nil {
+		return errors.Join(err, lookup)
+	}
+	blockers, lookup := pgx.CollectRows(rows, scanBlocker)
+	return errors.Join(&LockError{Statement: err.statement, Tries: 1, Blockers: blockers, Err: err.err}, lookup)
+}
+
+const oldestSQL = `
+select pid, coalesce(application_name, ''), coalesce(state, ''), coalesce(extract(epoch from clock_timestamp() - query_start), 0)::float8, '', ''
+  from pg_stat_activity
+ where datname = current_database() and pid <> pg_backend_pid() and backend_xmin is not null
+ order by xact_start limit 3`
+
+// blockersSQL: a session holds or awaits a lock, on a relation of the statement, that conflicts with the statement's mode.
+const blockersSQL = `
+select a.pid, coalesce(a.application_name, ''), coalesce(a.state, ''),
+       coalesce(extract(epoch from clock_timestamp() - a.query_start), 0)::float8, n.nspname || '.' || c.relname, l.mode
+  from pg_locks l
+  join pg_class c on c.oid = l.relation
+  join pg_namespace n on n.oid = c.relnamespace
+  join pg_stat_activity a on a.pid = l.pid
+ where l.locktype = 'relation' and l.database = (select oid from pg_database where datname = current_database())
+   and n.nspname || '.' || c.relname = any ($1) and l.mode = any ($2)
+ order by l.granted desc, a.xact_start nulls last
+ limit 5`
+
+func (m *Manager) blockers(ctx context.Context, s Statement) ([]Blocker, error) {
+	if len(s.On) == 0 {
+		return nil, nil
+	}
+	rows, err := m.cfg.Pool.Query(ctx, blockersSQL, s.On, conflicts(s.Lock))
+	if err != nil {
+		return nil, fmt.Errorf("look up who holds the lock: %w", err)
+	}
+	list, err := pgx.CollectRows(rows, scanBlocker)
+	if err != nil {
+		return nil, fmt.Errorf("look up who holds the lock: %w", err)
+	}
+	return list, nil
+}
+
+func scanBlocker(row pgx.CollectableRow) (b Blocker, err error) {
+	var seconds float64
+	err = row.Scan(&b.PID, &b.Application, &b.State, &seconds, &b.Relation, &b.Mode)
+	b.QueryAge = time.Duration(seconds * float64(time.Second))
+	return b, err
+}
+
+// conflicts lists the modes that conflict with a lock (PostgreSQL, Explicit Locking, table 13.2), as pg_locks spells them.
+func conflicts(lock string) []string {
+	all := []string{"AccessExclusiveLock", "ExclusiveLock", "ShareRowExclusiveLock", "ShareLock",
+		"ShareUpdateExclusiveLock", "RowExclusiveLock", "RowShareLock", "AccessShareLock"}
+	switch lock {
+	case "ACCESS SHARE":
+		return all[:1]
+	case "SHARE UPDATE EXCLUSIVE":
+		return all[:5]
+	case "SHARE":
+		return append(all[:3:3], all[4:6]...)
+	default:
+		return all
+	}
+}

@@ -1,0 +1,240 @@
+package partman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
+)
+
+// Loop is one of the manager's three independent loops.
+type Loop string
+
+// The loops: none waits for another, and a failure in one costs the others nothing.
+const (
+	CreateLoop Loop = "create"
+	RetireLoop Loop = "retire"
+	HealthLoop Loop = "health"
+)
+
+// loop is the one that carries out actions of this kind.
+func (k Kind) loop() Loop {
+	switch k {
+	case Create:
+		return CreateLoop
+	case Move, Detach, Drop:
+		return RetireLoop
+	default:
+		return HealthLoop
+	}
+}
+
+// Retiring is a partition that is about to leave its table, as the hooks see it.
+type Retiring struct {
+	// Schema and Table name the table that loses the partition, PartitionSchema and Partition the leaf.
+	Schema, Table, PartitionSchema, Partition string
+	// From and To are its bounds in UTC, From included, To not.
+	From, To time.Time
+	// Kind is Move or Detach.
+	Kind Kind
+}
+
+// Blocked is the error by which a guard refuses to let a partition go. It is no failure: the partition stays, and is
+// asked about again in the next round.
+type Blocked struct {
+	// Reason is one word of a closed set: it becomes a metric's label.
+	Reason string
+	// Detail is for a person.
+	Detail string
+}
+
+func (b *Blocked) Error() string { return b.Reason + ": " + b.Detail }
+
+// Config is what a Manager needs. Zero durations and counts take the defaults named here.
+type Config struct {
+	// Pool connects with the rights of the tables' owner, and not through a transaction pooler. Each loop that acts holds
+	// one connection; hooks that use the same pool need theirs besides: 6 are enough.
+	Pool *pgxpool.Pool
+	// Schema holds partition_policy.
+	Schema string
+	// Prepare runs before a partition leaves, outside any transaction and lock but the loop's own. Optional.
+	Prepare func(ctx context.Context, r Retiring) error
+	// Guard runs in the transaction that takes the partition away, under a SHARE lock on it: writes to it wait, reads and
+	// all other partitions go on. It returns *Blocked to refuse. Optional.
+	Guard func(ctx context.Context, tx pgx.Tx, r Retiring) error
+	// Log is written by Run only, on changes of state.
+	Log *zap.Logger
+	// Registerer takes the metrics. Optional.
+	Registerer prometheus.Registerer
+
+	// CreateEvery, RetireEvery and HealthEvery are the loops' pauses between rounds: 1 min, 5 min, 30 s.
+	CreateEvery, RetireEvery, HealthEvery time.Duration
+	// LockTimeout bounds each wait for a table lock that others would queue behind: 50 ms.
+	LockTimeout time.Duration
+	// Tries is how often an action that did not get its lock in time, or met a deadlock, is tried: 5.
+	Tries int
+	// Pause is the least time between two tries: 1 s. A random time up to as much again, doubling with each try, comes on top.
+	Pause time.Duration
+	// Deadline bounds each single statement, an index build or a scan included: 30 min.
+	Deadline time.Duration
+	// MaxRetire is the most partitions of one table that one round archives, detaches or drops: 4. After a month without
+	// a run that is 48 an hour, and a wrong clock or policy is noticed before it has cost much.
+	MaxRetire int
+	// Now, for tests, turns the database's time into the one that decides.
+	Now func(database time.Time) time.Time
+}
+
+func (c Config) withDefaults() Config {
+	or := func(d *time.Duration, value time.Duration) {
+		if *d <= 0 {
+			*d = value
+		}
+	}
+	or(&c.CreateEvery, time.Minute)
+	or(&c.RetireEvery, 5*time.Minute)
+	or(&c.HealthEvery, 30*time.Second)
+	or(&c.LockTimeout, 50*time.Millisecond)
+	or(&c.Pause, time.Second)
+	or(&c.Deadline, 30*time.Minute)
+	if c.Tries <= 0 {
+		c.Tries = 5
+	}
+	if c.MaxRetire <= 0 {
+		c.MaxRetire = 4
+	}
+	if c.Now == nil {
+		c.Now = func(t time.Time) time.Time { return t }
+	}
+	if c.Log == nil {
+		c.Log = zap.NewNop()
+	}
+	return c
+}
+
+// Manager keeps every table of partition_policy. Its methods are safe for concurrent use.
+type Manager struct {
+	cfg     Config
+	metrics *metrics
+	ensure  flights
+
+	mu     sync.Mutex
+	status map[string]TableStatus
+}
+
+// New returns a manager; nothing happens before Run or another method is called.
+func New(cfg Config) (*Manager, error) {
+	if cfg.Pool == nil || cfg.Schema == "" {
+		return nil, fmt.Errorf("partition manager: pool %v and schema %q are needed", cfg.Pool != nil, cfg.Schema)
+	}
+	cfg = cfg.withDefaults()
+	m, err := newMetrics(cfg.Registerer)
+	if err != nil {
+		return nil, fmt.Errorf("register partition metrics: %w", err)
+	}
+	return &Manager{cfg: cfg, metrics: m, status: make(map[string]TableStatus)}, nil
+}
+
+// Run runs the three loops until ctx ends, and returns when the last one has stopped. What they meet is logged and
+// counted; only the end of ctx stops them.
+func (m *Manager) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	for loop, every := range map[Loop]time.Duration{
+		CreateLoop: m.cfg.CreateEvery, RetireLoop: m.cfg.RetireEvery, HealthLoop: m.cfg.HealthEvery,
+	} {
+		wg.Go(func() { m.loop(ctx, loop, every) })
+	}
+	wg.Wait()
+	return nil
+}
+
+func (m *Manager) loop(ctx context.Context, loop Loop, every time.Duration) {
+	log := m.cfg.Log.With(zap.String("loop", string(loop)))
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	told := make(map[string]string)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		result, err := m.RunOnce(ctx, loop)
+		if ctx.Err() != nil {
+			return
+		}
+		report(log, result, err, told)
+		timer.Reset(every + rand.N(every/10+1)) // so that two instances drift apart
+	}
+}
+
+// report logs what changed: each action done, and what is refused or fails when it is first seen or says something new.
+func report(log *zap.Logger, r Result, err error, told map[string]string) {
+	for _, a := range r.Done {
+		log.Info("partition action done", zap.String("action", string(a.Kind)), zap.String("table", a.Schema+"."+a.Table),
+			zap.String("partition", a.Partition), zap.Time("from", a.From), zap.Time("to", a.To))
+	}
+	now := make(map[string]string, len(r.Refused)+1)
+	for _, b := range r.Refused {
+		now[b.Action.key()] = b.Blocked.Error()
+		if told[b.Action.key()] != b.Blocked.Error() {
+			log.Warn("partition stays", zap.String("table", b.Action.Schema+"."+b.Action.Table),
+				zap.String("partition", b.Action.Partition), zap.String("reason", b.Blocked.Reason), zap.String("detail", b.Blocked.Detail))
+		}
+	}
+	if err != nil {
+		now[""] = err.Error()
+		if told[""] != err.Error() {
+			log.Error("partition round failed", zap.Error(err))
+		}
+	} else if told[""] != "" {
+		log.Info("partition rounds succeed again")
+	}
+	clear(told)
+	for k, v := range now {
+		told[k] = v
+	}
+}
+
+// Result is what one round did.
+type Result struct {
+	Loop Loop
+	// Done lists the actions that were carried out.
+	Done []Action
+	// Refused lists those that a guard refused.
+	Refused []Refusal
+	// Skipped is set where another instance was at work in this loop: the round ended quietly.
+	Skipped bool
+}
+
+// Refusal is an action that a guard refused.
+type Refusal struct {
+	Action  Action
+	Blocked *Blocked
+}
+
+// RunOnce does one round of a loop over all policies. A table that fails does not keep the others from their turn; the
+// errors come back joined, each naming its table.
+func (m *Manager) RunOnce(ctx context.Context, loop Loop) (Result, error) {
+	result := Result{Loop: loop}
+	policies, err := Policies(ctx, m.cfg.Pool, m.cfg.Schema)
+	if err != nil {
+		return result, err
+	}
+	var faults []error
+	for _, p := range policies {
+		if err := m.keep(ctx, p, loop, &result); err != nil {
+			faults = append(faults, err)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return result, errors.Join(faults...)
+}

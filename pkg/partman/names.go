@@ -1,0 +1,78 @@
+package partman
+
+import (
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// maxName is the length in bytes past which PostgreSQL truncates an identifier.
+const maxName = 63
+
+// names hands out names that nothing in the schema has.
+type names map[string]bool
+
+func newNames(taken []string) names {
+	n := make(names, len(taken))
+	for _, t := range taken {
+		n[t] = true
+	}
+	return n
+}
+
+// free returns want, shortened to fit, or the first of want_2, want_3, … that is not taken, and takes it.
+func (n names) free(want string) string {
+	name := clip(want, maxName)
+	for i := 2; n[name]; i++ {
+		tail := fmt.Sprintf("_%d", i)
+		name = clip(want, maxName-len(tail)) + tail
+	}
+	n[name] = true
+	return name
+}
+
+// clip shortens a name to at most n bytes without cutting a character.
+func clip(name string, n int) string {
+	if len(name) <= n {
+		return name
+	}
+	for n > 0 && !utf8.RuneStart(name[n]) {
+		n--
+	}
+	return name[:n]
+}
+
+// stem is what the names of a table's partitions begin with. It leaves room for the date.
+func (p Policy) stem() string { return clip(p.Table, maxName-len("_p20060102_99")) + "_p" }
+
+func (p Policy) leafName(from time.Time) string { return p.stem() + p.Step.suffix(from) }
+
+func ident(parts ...string) string { return pgx.Identifier(parts).Sanitize() }
+
+// quote makes a literal. Only text of this package and validated text gets here; standard_conforming_strings is set.
+func quote(s string) string {
+	b := make([]byte, 0, len(s)+2)
+	b = append(b, '\'')
+	for i := range len(s) {
+		if s[i] == '\'' {
+			b = append(b, '\'')
+		}
+		b = append(b, s[i])
+	}
+	return string(append(b, '\''))
+}
+
+// literal writes an instant as a bound: with an explicit offset, so that no session's time zone has a say.
+func (k KeyType) literal(t time.Time) string {
+	if k == Date {
+		return t.UTC().Format("'2006-01-02'")
+	}
+	return t.UTC().Format("'2006-01-02 15:04:05.999999+00'")
+}
+
+// bounds is the FOR VALUES clause.
+func (k KeyType) bounds(from, to time.Time) string {
+	return fmt.Sprintf("for values from (%s) to (%s)", k.literal(from), k.literal(to))
+}

@@ -1,0 +1,169 @@
+package partman
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Kind is what an action does.
+type Kind string
+
+// The kinds of action, a closed set.
+const (
+	Create  Kind = "create"  // make a partition and attach it
+	Move    Kind = "archive" // move a partition to the archive
+	Detach  Kind = "detach"  // take an expired partition from its parent; it is dropped later
+	Drop    Kind = "drop"    // drop a detached partition whose grace is over
+	Reindex Kind = "index"   // build, attach or remove an index of a leaf
+	Storage Kind = "storage" // set a leaf's storage parameters
+	Analyze Kind = "analyze" // gather the parent's statistics
+)
+
+// Hook names a step of an action that is code and not SQL.
+type Hook string
+
+// The hooks of an action.
+const (
+	HookPrepare  Hook = "prepare"  // Config.Prepare, outside any transaction
+	HookGuard    Hook = "guard"    // Config.Guard, in the transaction and under its lock
+	HookIndexes  Hook = "indexes"  // no index of the leaf is doubled, each of the parent's is attached
+	HookDetached Hook = "detached" // the table is still the detached one, marked and attached to nothing
+)
+
+// Statement is one step of an action: SQL, or a hook.
+type Statement struct {
+	// Tx numbers the action's transactions from 1; 0 is a statement that runs outside of one, as CONCURRENTLY demands.
+	Tx int `json:"tx"`
+	// SQL is exactly what is sent; empty where Hook is set.
+	SQL  string `json:"sql,omitempty"`
+	Hook Hook   `json:"hook,omitempty"`
+	// Lock is the strongest table lock that the step takes, On the relations that it is taken on, in order.
+	Lock string   `json:"lock,omitempty"`
+	On   []string `json:"on,omitempty"`
+	// Why is for the person who reads the plan.
+	Why string `json:"why"`
+}
+
+// Action is one change, complete in itself: after it, or after a crash anywhere in it, the next plan is right again.
+type Action struct {
+	Kind Kind `json:"kind"`
+	// Schema and Table name the partitioned table, Partition the leaf; empty where the action is on the table.
+	Schema     string      `json:"schema"`
+	Table      string      `json:"table"`
+	Partition  string      `json:"partition,omitempty"`
+	From       time.Time   `json:"from,omitzero"`
+	To         time.Time   `json:"to,omitzero"`
+	Statements []Statement `json:"statements"`
+
+	// leafSchema is the partition's own schema, which may differ from its parent's.
+	leafSchema string
+	// subject tells apart two actions of one kind on one partition.
+	subject string
+	// detached is the mark that a drop must find.
+	detached Detached
+}
+
+// Plan is what brings one table to its policy, in the order in which it is done.
+type Plan struct {
+	Schema  string    `json:"schema"`
+	Table   string    `json:"table"`
+	Now     time.Time `json:"now"`
+	Actions []Action  `json:"actions"`
+}
+
+// NewPlan returns the statements that bring the table of s to p at the instant now. It is a pure function: bounds
+// decide, never names, and now decides only by its UTC day. Missing partitions come first, today's before all; then
+// repairs; then detached partitions whose grace is over; then what is past retention, oldest first; then statistics.
+func NewPlan(p Policy, s Snapshot, now time.Time) Plan {
+	plan := Plan{Schema: p.Schema, Table: p.Table, Now: now.UTC()}
+	names := newNames(s.Taken)
+	plan.Actions = append(plan.Actions, planCreate(p, s, now, names)...)
+	plan.Actions = append(plan.Actions, planHealth(p, s, names)...)
+	plan.Actions = append(plan.Actions, planRetire(p, s, now, names)...)
+	plan.Actions = append(plan.Actions, planAnalyze(p, s, now)...)
+	return plan
+}
+
+// Limit returns the plan with at most n partitions dropped, archived or detached, the first. Other actions stay.
+func (p Plan) Limit(n int) Plan {
+	var kept []Action
+	for _, a := range p.Actions {
+		if a.Kind.retires() {
+			if n <= 0 {
+				continue
+			}
+			n--
+		}
+		kept = append(kept, a)
+	}
+	p.Actions = kept
+	return p
+}
+
+func (k Kind) retires() bool { return k == Move || k == Detach || k == Drop }
+
+// key identifies an action across two plans of one table.
+func (a Action) key() string {
+	return fmt.Sprintf("%s %s.%s %s %s %d", a.Kind, a.Schema, a.Table, a.Partition, a.subject, a.From.Unix())
+}
+
+// same says that two plans mean the same action, statement by statement.
+func (a Action) same(b Action) bool {
+	return a.key() == b.key() && a.text() == b.text()
+}
+
+// String is the plan as `partitions plan` prints it: SQL, with comments that name locks and reasons.
+func (p Plan) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "-- %s.%s at %s: %d actions\n", p.Schema, p.Table, p.Now.Format(time.RFC3339), len(p.Actions))
+	for _, a := range p.Actions {
+		b.WriteString("\n")
+		b.WriteString(a.text())
+	}
+	return b.String()
+}
+
+func (a Action) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "-- %s %s", a.Kind, a.Schema+"."+a.Table)
+	if a.Partition != "" {
+		fmt.Fprintf(&b, " partition %s", a.Partition)
+	}
+	if !a.To.IsZero() {
+		fmt.Fprintf(&b, " [%s, %s)", a.From.Format(time.RFC3339), a.To.Format(time.RFC3339))
+	}
+	b.WriteString("\n")
+	tx := 0
+	for _, s := range a.Statements {
+		if tx != 0 && s.Tx != tx {
+			b.WriteString("commit;\n")
+		}
+		if s.Tx != 0 && s.Tx != tx {
+			b.WriteString("begin;\n")
+		}
+		tx = s.Tx
+		s.write(&b)
+	}
+	if tx != 0 {
+		b.WriteString("commit;\n")
+	}
+	return b.String()
+}
+
+func (s Statement) write(b *strings.Builder) {
+	indent := ""
+	if s.Tx != 0 {
+		indent = "  "
+	}
+	fmt.Fprintf(b, "%s-- ", indent)
+	if s.Lock != "" {
+		fmt.Fprintf(b, "%s on %s: ", s.Lock, strings.Join(s.On, ", "))
+	}
+	b.WriteString(s.Why + "\n")
+	if s.Hook != "" {
+		fmt.Fprintf(b, "%s-- (%s)\n", indent, s.Hook)
+		return
+	}
+	fmt.Fprintf(b, "%s%s;\n", indent, s.SQL)
+}

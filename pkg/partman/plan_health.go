@@ -1,0 +1,220 @@
+package partman
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// analyzeEvery is the least time between two ANALYZE of a parent, which autovacuum never does.
+const analyzeEvery = 24 * time.Hour
+
+// planHealth repairs leaves: indexes that are missing, invalid or not attached, and storage parameters. One action
+// repairs one thing of one leaf, so that each is complete in itself.
+func planHealth(p Policy, s Snapshot, names names) []Action {
+	var actions []Action
+	for _, leaf := range s.Partitions {
+		if leaf.Kind != "r" || leaf.DetachPending {
+			continue
+		}
+		actions = append(actions, repairIndexes(p, s, leaf, names)...)
+		if wrong := wrongStorage(p, leaf); len(wrong) > 0 {
+			actions = append(actions, storageAction(p, leaf, wrong))
+		}
+	}
+	return append(actions, validateParents(p, s)...)
+}
+
+// drift lists what is wrong with the indexes of one leaf.
+type drift struct {
+	// parent is the index of the parent that the leaf lacks; nil where policy is set.
+	parent *CatalogIndex
+	policy *Index
+	// have is the leaf's own index: to be attached if it is valid, else to be rebuilt (attached) or dropped (not attached).
+	have *CatalogIndex
+}
+
+// indexDrift compares a leaf's indexes with those that its parent and its policy declare. Invalid indexes that match
+// nothing declared are a person's own and not of our business.
+func indexDrift(p Policy, s Snapshot, leaf Partition) []drift {
+	var all []drift
+	used := make(map[uint32]bool)
+	for n := range s.Indexes {
+		parent := &s.Indexes[n]
+		if d, ok := parentDrift(parent, leaf, used); ok {
+			all = append(all, d)
+		}
+	}
+	for n := range p.Indexes {
+		want := &p.Indexes[n]
+		if want.among(s.Indexes) {
+			continue
+		}
+		if d, ok := policyDrift(want, leaf, used); ok {
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
+func parentDrift(parent *CatalogIndex, leaf Partition, used map[uint32]bool) (drift, bool) {
+	for n := range leaf.Indexes {
+		have := &leaf.Indexes[n]
+		if have.Parent == parent.OID {
+			used[have.OID] = true
+			return drift{parent: parent, have: have}, !have.Valid
+		}
+	}
+	have := pick(leaf, used, func(c CatalogIndex) bool {
+		return c.Unique == parent.Unique && c.Constraint == parent.Constraint && c.Tail == parent.Tail
+	})
+	return drift{parent: parent, have: have}, true
+}
+
+func policyDrift(want *Index, leaf Partition, used map[uint32]bool) (drift, bool) {
+	have := pick(leaf, used, want.matches)
+	return drift{policy: want, have: have}, have == nil || !have.Valid
+}
+
+// pick returns an unattached index of the leaf that fits, a valid one if there is one.
+func pick(leaf Partition, used map[uint32]bool, fits func(CatalogIndex) bool) *CatalogIndex {
+	var found *CatalogIndex
+	for n := range leaf.Indexes {
+		have := &leaf.Indexes[n]
+		if used[have.OID] || have.Parent != 0 || !fits(*have) {
+			continue
+		}
+		if found == nil || have.Valid && !found.Valid {
+			found = have
+		}
+	}
+	if found != nil && found.Valid {
+		used[found.OID] = true
+	}
+	return found
+}
+
+func repairIndexes(p Policy, s Snapshot, leaf Partition, names names) []Action {
+	var actions []Action
+	for _, d := range indexDrift(p, s, leaf) {
+		if d.have != nil && d.have.Building || d.parent != nil && d.parent.Constraint && d.have == nil {
+			continue // someone is at work, or a constraint is missing, which is for a person
+		}
+		a := Action{Kind: Reindex, Schema: p.Schema, Table: p.Table, Partition: leaf.Name, From: leaf.From, To: leaf.To}
+		a.subject, a.Statements = d.statements(leaf, names)
+		actions = append(actions, a)
+	}
+	return actions
+}
+
+func (d drift) statements(leaf Partition, names names) (subject string, list []Statement) {
+	table, on := ident(leaf.Schema, leaf.Name), []string{leaf.Schema + "." + leaf.Name}
+	add := func(tx int, lock, why, sql string) {
+		list = append(list, Statement{Tx: tx, Lock: lock, On: on, Why: why, SQL: sql})
+	}
+	var name string
+	switch {
+	case d.have != nil && d.have.Valid:
+		name = d.have.Name
+	case d.have != nil && d.have.Parent != 0:
+		// SHARE UPDATE EXCLUSIVE on the leaf for the length of the build; reads and writes go on.
+		add(0, "SHARE UPDATE EXCLUSIVE", "an attached index is invalid", "reindex index concurrently "+ident(d.have.Schema, d.have.Name))
+		return "rebuild " + d.have.Name, list
+	default:
+		if d.have != nil {
+			// SHARE UPDATE EXCLUSIVE on the leaf; waits for those who may still use the index.
+			add(0, "SHARE UPDATE EXCLUSIVE", "left invalid by a build that failed", "drop index concurrently "+ident(d.have.Schema, d.have.Name))
+		}
+		var sql string
+		if d.policy != nil {
+			name = names.free(leaf.Name + "_" + d.policy.Name)
+			sql = d.policy.sql(name, table, true)
+		} else {
+			name = names.free(leaf.Name + "_" + indexWord(*d.parent))
+			sql = createIndex(name, table, d.parent.Tail, d.parent.Unique, true)
+		}
+		// SHARE UPDATE EXCLUSIVE on the leaf for the length of the build; reads and writes go on.
+		add(0, "SHARE UPDATE EXCLUSIVE", "a declared index is missing", sql)
+	}
+	if d.parent == nil {
+		return "policy " + d.policy.Name, list
+	}
+	// SHARE UPDATE EXCLUSIVE on the parent's index, ACCESS EXCLUSIVE on the leaf's, ACCESS SHARE on the tables.
+	on = []string{d.parent.Schema + "." + d.parent.Name, leaf.Schema + "." + name}
+	add(1, "ACCESS EXCLUSIVE", "the parent's index takes it over, and is valid once each leaf's is attached",
+		fmt.Sprintf("alter index %s attach partition %s", ident(d.parent.Schema, d.parent.Name), ident(leaf.Schema, name)))
+	return "attach " + d.parent.Name, list
+}
+
+// indexWord is the end of an index's name, from its columns.
+func indexWord(c CatalogIndex) string {
+	word := strings.Trim(strings.Join(c.Columns, "_"), "_")
+	if word == "" {
+		word = "expr"
+	}
+	return word + "_idx"
+}
+
+// validateParents asks PostgreSQL to look again at a parent's index that stayed invalid although each leaf has its part:
+// attaching what is attached already does it, in the releases that have that repair, and nothing in the others.
+func validateParents(p Policy, s Snapshot) []Action {
+	var actions []Action
+	for _, i := range s.Indexes {
+		leaf, ok := attachedEverywhere(i, s.Partitions)
+		if i.Valid || !ok {
+			continue
+		}
+		actions = append(actions, Action{Kind: Reindex, Schema: p.Schema, Table: p.Table, subject: "validate " + i.Name,
+			Statements: []Statement{{Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{i.Schema + "." + i.Name, leaf.Schema + "." + leaf.Name},
+				Why: "each leaf has its part of this index, which is still marked invalid",
+				// SHARE UPDATE EXCLUSIVE on the parent's index, ACCESS EXCLUSIVE on the leaf's.
+				SQL: fmt.Sprintf("alter index %s attach partition %s", ident(i.Schema, i.Name), ident(leaf.Schema, leaf.Name))}}})
+	}
+	return actions
+}
+
+// attachedEverywhere returns one of the index's parts, if each leaf has a valid one.
+func attachedEverywhere(i CatalogIndex, partitions []Partition) (one CatalogIndex, ok bool) {
+	for _, leaf := range partitions {
+		found := false
+		for _, have := range leaf.Indexes {
+			if have.Parent == i.OID && have.Valid {
+				one, found = have, true
+			}
+		}
+		if !found {
+			return CatalogIndex{}, false
+		}
+	}
+	return one, len(partitions) > 0
+}
+
+// wrongStorage returns the parameters of the policy that the leaf has not.
+func wrongStorage(p Policy, leaf Partition) map[string]string {
+	wrong := make(map[string]string)
+	for k, v := range p.Storage {
+		if leaf.Options[k] != v {
+			wrong[k] = v
+		}
+	}
+	return wrong
+}
+
+func storageAction(p Policy, leaf Partition, wrong map[string]string) Action {
+	return Action{Kind: Storage, Schema: p.Schema, Table: p.Table, Partition: leaf.Name, From: leaf.From, To: leaf.To,
+		Statements: []Statement{{Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{leaf.Schema + "." + leaf.Name},
+			Why: "storage parameters differ from the policy",
+			// SHARE UPDATE EXCLUSIVE on the leaf for an instant.
+			SQL: fmt.Sprintf("alter table %s set (%s)", ident(leaf.Schema, leaf.Name), settings(wrong))}}}
+}
+
+func planAnalyze(p Policy, s Snapshot, now time.Time) []Action {
+	if now.Sub(s.Analyzed) < analyzeEvery || len(s.Partitions) == 0 {
+		return nil
+	}
+	return []Action{{Kind: Analyze, Schema: p.Schema, Table: p.Table,
+		Statements: []Statement{{Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{p.String()},
+			Why: "the planner's figures of the parent, which autovacuum does not gather",
+			// SHARE UPDATE EXCLUSIVE on the parent for the length of the sampling; a partition cannot be attached meanwhile.
+			SQL: "analyze " + ident(p.Schema, p.Table)}}}}
+}

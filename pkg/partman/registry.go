@@ -1,0 +1,144 @@
+package partman
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// DB is a pool, a connection or a transaction of pgx.
+type DB interface {
+	Begin(ctx context.Context) (pgx.Tx, error)
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// ErrUnknownTable is returned where no policy names the table.
+var ErrUnknownTable = errors.New("no partition policy for this table")
+
+// installLock keeps two programs that start at once from creating the table twice, which CREATE … IF NOT EXISTS does not.
+const installLock = 0x706172746d616e // "partman"
+
+// A column that a later release adds comes as an "add column if not exists" with a default that says what went before.
+const installSQL = `
+create table if not exists %[1]s (
+	table_schema text not null,
+	table_name   text not null,
+	primary key (table_schema, table_name)
+);
+alter table %[1]s
+	add column if not exists key_column    text        not null default '',
+	add column if not exists step          text        not null default 'day',
+	add column if not exists premake       integer     not null default 0,
+	add column if not exists retention     integer     not null default 0,
+	add column if not exists expired       text        not null default '',
+	add column if not exists archive_table text        not null default '',
+	add column if not exists grace         interval    not null default '0',
+	add column if not exists indexes       jsonb       not null default '[]',
+	add column if not exists storage       jsonb       not null default '{}',
+	add column if not exists updated_at    timestamptz not null default now()`
+
+// Install creates the table of policies, partition_policy, in schema, or brings an older one up to date. It is idempotent
+// and safe to call from several programs at once.
+func Install(ctx context.Context, db DB, schema string) error {
+	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", int64(installLock)); err != nil {
+			return err
+		}
+		complete, err := installed(ctx, tx, schema)
+		if err != nil || complete {
+			return err
+		}
+		// ACCESS EXCLUSIVE on partition_policy, for an instant, and only where it lacks a column.
+		_, err = tx.Exec(ctx, fmt.Sprintf(installSQL, ident(schema, "partition_policy")))
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("install partition_policy in schema %q: %w", schema, err)
+	}
+	return nil
+}
+
+const installedSQL = `
+select count(*) = 12 from pg_attribute a
+  join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
+ where n.nspname = $1 and c.relname = 'partition_policy' and not a.attisdropped and a.attname = any (array[
+       'table_schema', 'table_name', 'key_column', 'step', 'premake', 'retention', 'expired', 'archive_table',
+       'grace', 'indexes', 'storage', 'updated_at'])`
+
+func installed(ctx context.Context, tx pgx.Tx, schema string) (complete bool, err error) {
+	err = tx.QueryRow(ctx, installedSQL, schema).Scan(&complete)
+	return complete, err
+}
+
+const registerSQL = `
+insert into %s as p (table_schema, table_name, key_column, step, premake, retention, expired, archive_table, grace, indexes, storage)
+values ($1, $2, $3, $4, $5, $6, $7, $8, make_interval(secs => $9), $10, $11)
+on conflict (table_schema, table_name) do update set
+	key_column = excluded.key_column, step = excluded.step, premake = excluded.premake, retention = excluded.retention,
+	expired = excluded.expired, archive_table = excluded.archive_table, grace = excluded.grace,
+	indexes = excluded.indexes, storage = excluded.storage, updated_at = now()
+where (p.key_column, p.step, p.premake, p.retention, p.expired, p.archive_table, p.grace, p.indexes, p.storage) is distinct from
+	(excluded.key_column, excluded.step, excluded.premake, excluded.retention, excluded.expired, excluded.archive_table,
+	 excluded.grace, excluded.indexes, excluded.storage)`
+
+// Register puts a table under management, or changes its policy. The policy is validated; the table need not exist yet.
+// Grace is kept to the microsecond.
+func Register(ctx context.Context, db DB, schema string, p Policy) error {
+	if err := p.Validate(); err != nil {
+		return err
+	}
+	indexes, err := json.Marshal(p.Indexes)
+	if err != nil {
+		return fmt.Errorf("register %q: indexes: %w", p.String(), err)
+	}
+	if p.Indexes == nil {
+		indexes = []byte("[]")
+	}
+	storage := p.Storage
+	if storage == nil {
+		storage = map[string]string{}
+	}
+	_, err = db.Exec(ctx, fmt.Sprintf(registerSQL, ident(schema, "partition_policy")), p.Schema, p.Table, p.Key, string(p.Step),
+		p.Premake, p.Retention, p.Expired, p.ArchiveTable, p.Grace.Seconds(), indexes, storage)
+	if err != nil {
+		return fmt.Errorf("register %q in schema %q: %w", p.String(), schema, err)
+	}
+	return nil
+}
+
+const policiesSQL = `
+select table_schema, table_name, key_column, step, premake, retention, expired, archive_table,
+       (extract(epoch from grace) * 1000000)::bigint, indexes, storage
+  from %s order by table_schema, table_name`
+
+// Policies lists the policies in schema, ordered by schema and table. One that does not validate is an error.
+func Policies(ctx context.Context, db DB, schema string) ([]Policy, error) {
+	rows, err := db.Query(ctx, fmt.Sprintf(policiesSQL, ident(schema, "partition_policy")))
+	if err != nil {
+		return nil, fmt.Errorf("read policies of schema %q: %w", schema, err)
+	}
+	list, err := pgx.CollectRows(rows, scanPolicy)
+	if err != nil {
+		return nil, fmt.Errorf("read policies of schema %q: %w", schema, err)
+	}
+	return list, nil
+}
+
+func scanPolicy(row pgx.CollectableRow) (Policy, error) {
+	var p Policy
+	var grace int64
+	err := row.Scan(&p.Schema, &p.Table, &p.Key, &p.Step, &p.Premake, &p.Retention, &p.Expired, &p.ArchiveTable,
+		&grace, &p.Indexes, &p.Storage)
+	if err != nil {
+		return p, err
+	}
+	p.Grace = time.Duration(grace) * time.Microsecond
+	return p, nil
+}

@@ -1,0 +1,209 @@
+package partman
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// TableStatus is what the last round of a loop saw of one table, for readiness.
+type TableStatus struct {
+	Schema string `json:"schema"`
+	Table  string `json:"table"`
+	// At is the database's time of the look.
+	At time.Time `json:"at"`
+	// CoveredUntil is when inserts begin to fail; zero where that is never, or where no partitions are ever premade.
+	CoveredUntil time.Time `json:"covered_until,omitzero"`
+	Partitions   int       `json:"partitions"`
+	Findings     []Finding `json:"findings"`
+}
+
+// Status returns what the last rounds saw, ordered by table. It asks nothing of the database. It is empty before the first round.
+func (m *Manager) Status() []TableStatus {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := slices.Collect(maps.Values(m.status))
+	slices.SortFunc(list, func(a, b TableStatus) int { return strings.Compare(a.Schema+"."+a.Table, b.Schema+"."+b.Table) })
+	return list
+}
+
+// Check looks at every table now and returns the findings. A table that cannot be inspected is an error; the others'
+// findings come with it.
+func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
+	var found []Finding
+	err := m.each(ctx, func(p Policy, s Snapshot) error {
+		found = append(found, Check(p, s, s.Now)...)
+		return nil
+	})
+	return found, err
+}
+
+// State is where a partition stands.
+type State string
+
+// The states of a partition.
+const (
+	Current    State = "current"
+	Future     State = "future"
+	Kept       State = "kept"
+	Expired    State = "expired"
+	IsDetached State = "detached"
+)
+
+// Listed is one partition, for people.
+type Listed struct {
+	Schema    string    `json:"schema"`
+	Table     string    `json:"table"`
+	Partition string    `json:"partition"`
+	From      time.Time `json:"from,omitzero"`
+	To        time.Time `json:"to,omitzero"`
+	State     State     `json:"state"`
+	// Rows is an estimate, -1 before the first ANALYZE. Bytes includes indexes and TOAST; it is an estimate too where the
+	// partition is locked just now.
+	Rows  int64 `json:"rows"`
+	Bytes int64 `json:"bytes"`
+}
+
+// List returns all partitions of all tables, the detached ones included, ordered by table and lower bound.
+func (m *Manager) List(ctx context.Context) ([]Listed, error) {
+	var list []Listed
+	err := m.each(ctx, func(p Policy, s Snapshot) error {
+		start := len(list)
+		boundary, limited := Boundary(p, s.Now)
+		var oids []uint32
+		for _, leaf := range s.Partitions {
+			state := Kept
+			switch {
+			case limited && leaf.expired(boundary):
+				state = Expired
+			case leaf.overlaps(s.Now, s.Now.Add(1)):
+				state = Current
+			case !leaf.OpenFrom && leaf.From.After(s.Now):
+				state = Future
+			}
+			list = append(list, Listed{p.Schema, p.Table, leaf.Name, leaf.From, leaf.To, state, leaf.Rows, leaf.Bytes})
+			oids = append(oids, leaf.OID)
+		}
+		for _, d := range s.Detached {
+			list = append(list, Listed{p.Schema, p.Table, d.Name, d.From, d.To, IsDetached, -1, d.Bytes})
+			oids = append(oids, d.OID)
+		}
+		return m.sizes(ctx, oids, list[start:])
+	})
+	return list, err
+}
+
+// sizes replaces the estimates by the files' sizes. pg_total_relation_size takes ACCESS SHARE on each table, so it gives
+// way to whoever holds one exclusively, and the estimates stay.
+func (m *Manager) sizes(ctx context.Context, oids []uint32, list []Listed) error {
+	err := pgx.BeginFunc(ctx, m.cfg.Pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, fmt.Sprintf("set local lock_timeout = '%dms'", m.cfg.LockTimeout.Milliseconds())); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, "select coalesce(pg_total_relation_size(id), 0) from unnest($1::oid[]) with ordinality t (id, n) order by n", oids)
+		if err != nil {
+			return err
+		}
+		bytes, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err != nil {
+			return err
+		}
+		for n := range bytes {
+			list[n].Bytes = bytes[n]
+		}
+		return nil
+	})
+	if sqlState(err) == lockNotAvailable {
+		return nil
+	}
+	return err
+}
+
+// each inspects every table that has a policy.
+func (m *Manager) each(ctx context.Context, do func(Policy, Snapshot) error) error {
+	policies, err := Policies(ctx, m.cfg.Pool, m.cfg.Schema)
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, p := range policies {
+		s, err := m.inspect(ctx, m.cfg.Pool, p)
+		if err == nil {
+			err = do(p, s)
+		}
+		if err != nil {
+			faults = append(faults, err)
+		}
+	}
+	return errors.Join(faults...)
+}
+
+func (m *Manager) inspect(ctx context.Context, db DB, p Policy) (Snapshot, error) {
+	s, err := Inspect(ctx, db, p)
+	if err == nil {
+		s.Now = m.cfg.Now(s.Now)
+	}
+	return s, err
+}
+
+// policy finds the policy of a table named with or without its schema.
+func (m *Manager) policy(ctx context.Context, table string) (Policy, error) {
+	policies, err := Policies(ctx, m.cfg.Pool, m.cfg.Schema)
+	if err != nil {
+		return Policy{}, err
+	}
+	for _, p := range policies {
+		if p.String() == table || p.Schema == m.cfg.Schema && p.Table == table {
+			return p, nil
+		}
+	}
+	return Policy{}, fmt.Errorf("table %q: %w", table, ErrUnknownTable)
+}
+
+// label is the table's name in metrics.
+func (m *Manager) label(p Policy) string {
+	if p.Schema == m.cfg.Schema {
+		return p.Table
+	}
+	return p.String()
+}
+
+// observe keeps what a look at the catalog showed.
+func (m *Manager) observe(p Policy, s Snapshot) {
+	st := TableStatus{Schema: p.Schema, Table: p.Table, At: s.Now, Partitions: len(s.Partitions), Findings: Check(p, s, s.Now)}
+	label := m.label(p)
+	m.metrics.partitions.WithLabelValues(label).Set(float64(len(s.Partitions)))
+	m.metrics.drift.WithLabelValues(label).Set(float64(Drift(p, s)))
+	if p.Premake != NoPremake {
+		st.CoveredUntil = CoveredUntil(s, s.Now)
+		m.metrics.runway.WithLabelValues(label).Set(Runway(s, s.Now).Seconds())
+	}
+	m.mu.Lock()
+	m.status[p.String()] = st
+	m.mu.Unlock()
+}
+
+// observeRefused sets how many partitions of the table the last round of retiring could not let go, by reason: the guard's
+// words, "lock" or "error".
+func (m *Manager) observeRefused(p Policy, r Result, err error) {
+	m.metrics.blocked.DeletePartialMatch(prometheus.Labels{"table": m.label(p)})
+	for _, b := range r.Refused {
+		if b.Action.Schema == p.Schema && b.Action.Table == p.Table {
+			m.metrics.blocked.WithLabelValues(m.label(p), b.Blocked.Reason).Inc()
+		}
+	}
+	switch {
+	case err == nil:
+	case lockFault(err):
+		m.metrics.blocked.WithLabelValues(m.label(p), "lock").Inc()
+	default:
+		m.metrics.blocked.WithLabelValues(m.label(p), "error").Inc()
+	}
+}

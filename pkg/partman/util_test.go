@@ -1,0 +1,39 @@
+package partman_test
+
+import (
+	"crypto/rand"
+	"errors"
+	"github.com/jackc/pgx/v5/pgconn"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func contains(text, part string) bool { return strings.Contains(text, part) }
+
+func randomWord() string { return strings.ToLower(rand.Text()[:8]) }
+
+func compareValue(t *testing.T, want, got any) {
+	t.Helper()
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("differs (-want +got):\n%s", diff)
+	}
+}
+
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}
+
+func noticer(mu *sync.Mutex, list *[]string) func(*pgconn.PgConn, *pgconn.Notice) {
+	return func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		mu.Lock()
+		defer mu.Unlock()
+		*list = append(*list, n.Message)
+	}
+}

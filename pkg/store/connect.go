@@ -1,0 +1,95 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// MinServerVersion is the oldest PostgreSQL that has unique indexes with NULLS NOT DISTINCT, as
+// server_version_num.
+const MinServerVersion = 150000
+
+// Config says which database, and as whom.
+type Config struct {
+	URL         string // a libpq URL or keyword string
+	Schema      string // the schema of every table; must exist
+	Program     string // shown in pg_stat_activity as PROGRAM@HOST:PID
+	Connections int    // upper bound of the pool; 0 is pgx's default
+}
+
+// Open returns a pool for c without connecting; faults are those of the URL. Its connections set
+// search_path, time zone and plan_cache_mode at their start, which a transaction pooler in between must pass on.
+func Open(ctx context.Context, c Config) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(c.URL)
+	if err != nil {
+		return nil, err // pgx redacts the password
+	}
+	if c.Connections > 0 {
+		cfg.MaxConns = int32(c.Connections)
+	}
+	host, _ := os.Hostname()
+	p := cfg.ConnConfig.RuntimeParams
+	p["application_name"] = c.Program + "@" + host + ":" + strconv.Itoa(os.Getpid())
+	p["search_path"] = quoteIdent(c.Schema)
+	p["timezone"] = "UTC"
+	p["plan_cache_mode"] = "force_custom_plan"
+	p["idle_in_transaction_session_timeout"] = "60s"
+	p["jit"] = "off"
+	if cfg.ConnConfig.ConnectTimeout == 0 {
+		cfg.ConnConfig.ConnectTimeout = 10 * time.Second
+	}
+	return pgxpool.NewWithConfig(ctx, cfg)
+}
+
+// A SetupError is one that waiting does not mend: the configuration or the database must be changed.
+type SetupError struct{ Reason string }
+
+func (e *SetupError) Error() string { return e.Reason }
+
+func setupErrorf(format string, args ...any) error {
+	return &SetupError{Reason: fmt.Sprintf(format, args...)}
+}
+
+// CheckServer returns a SetupError if the server is too old or the schema is missing, and a plain error
+// if the server cannot be asked now.
+func CheckServer(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	const q = `select current_setting('server_version_num')::int, current_setting('server_version'), to_regnamespace($1) is not null`
+	var num int
+	var version string
+	var exists bool
+	if err := pool.QueryRow(ctx, q, quoteIdent(schema)).Scan(&num, &version, &exists); err != nil {
+		return asSetup(err)
+	}
+	if num < MinServerVersion {
+		return setupErrorf("PostgreSQL %s is too old: at least 15 is needed", version)
+	}
+	if !exists {
+		return setupErrorf("database.schema: schema %q does not exist; create it: create schema %s", schema, quoteIdent(schema))
+	}
+	return nil
+}
+
+// asSetup turns the errors of a wrong password, role or database name into a SetupError.
+func asSetup(err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch pg.Code {
+		case "28P01", "28000", "3D000":
+			return setupErrorf("database.url: PostgreSQL refuses: %s (SQLSTATE %s)", pg.Message, pg.Code)
+		}
+	}
+	return err
+}
+
+// Missing privileges and objects, as SQLSTATE class 42 gives them.
+func isUndefinedTable(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "42P01"
+}

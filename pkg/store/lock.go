@@ -1,0 +1,82 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// A HeldError is a name that another process holds.
+type HeldError struct {
+	Name   string
+	Holder string // application name, address, backend pid and since when
+}
+
+func (e *HeldError) Error() string {
+	return fmt.Sprintf("%q is in use by another process: %s", e.Name, e.Holder)
+}
+
+// A NameLock keeps names exclusive among the processes on one database while its connection lives.
+type NameLock struct {
+	conn  *pgxpool.Conn
+	names []string
+}
+
+// nameKey makes an advisory lock key of a name; the bigint form, which the two-key form never meets.
+const nameKey = `hashtextextended('plenum.name/' || $1, 0)`
+
+// LockNames takes the session-level advisory lock of each name, on one connection that it keeps. A name that
+// another session holds is a *HeldError.
+func LockNames(ctx context.Context, pool *pgxpool.Pool, names []string) (*NameLock, error) {
+	conn, err := pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	l := &NameLock{conn, names}
+	for _, name := range names {
+		var ok bool
+		if err := conn.QueryRow(ctx, `select pg_try_advisory_lock(`+nameKey+`)`, name).Scan(&ok); err != nil {
+			l.Unlock(ctx)
+			return nil, fmt.Errorf("lock name %q: %w", name, err)
+		}
+		if !ok {
+			err := &HeldError{name, holder(ctx, conn.Conn(), name)}
+			l.Unlock(ctx)
+			return nil, err
+		}
+	}
+	return l, nil
+}
+
+func holder(ctx context.Context, conn *pgx.Conn, name string) string {
+	const q = `select format('%s, address %s, backend pid %s, connected since %s', a.application_name,
+			coalesce(host(a.client_addr), 'local'), a.pid, to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+		from pg_locks l join pg_stat_activity a using (pid), (select ` + nameKey + ` as key) k
+		where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.database = (select oid from pg_database where datname = current_database())
+			and l.classid::bigint = (k.key >> 32) & 4294967295 and l.objid::bigint = k.key & 4294967295`
+	var who string
+	if err := conn.QueryRow(ctx, q, name).Scan(&who); err != nil {
+		return "unknown, it has just gone"
+	}
+	return who
+}
+
+// Alive asks the session that holds the locks; an error means they are gone.
+func (l *NameLock) Alive(ctx context.Context) error {
+	if l.conn.Conn().IsClosed() {
+		return errors.New("the connection that held the lock is closed")
+	}
+	return l.conn.Ping(ctx)
+}
+
+// Unlock closes the connection, which releases the locks.
+func (l *NameLock) Unlock(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	_ = l.conn.Conn().Close(ctx) // a connection that cannot be closed cleanly is closed anyway
+	l.conn.Release()
+}

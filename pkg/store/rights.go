@@ -1,0 +1,71 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// A Right is a privilege that a program needs.
+type Right struct {
+	Privilege string // select, insert, update, delete, usage
+	Object    string // table or sequence
+	Column    string // update of one column; empty for the whole table
+}
+
+func (r Right) grant() string {
+	switch {
+	case r.Column != "":
+		return fmt.Sprintf("grant %s (%s) on %s", r.Privilege, r.Column, r.Object)
+	case r.Privilege == "usage":
+		return fmt.Sprintf("grant usage on sequence %s", r.Object)
+	}
+	return fmt.Sprintf("grant %s on %s", r.Privilege, r.Object)
+}
+
+// IngestRights is what the ingest path needs.
+func IngestRights() []Right {
+	return []Right{
+		{"insert", "telemetry", ""}, {"select", "telemetry", ""},
+		{"insert", "telemetry_batch", ""}, {"insert", "telemetry_quarantine", ""},
+		{"usage", "telemetry_id_seq", ""}, {"usage", "telemetry_batch_id_seq", ""}, {"usage", "telemetry_quarantine_id_seq", ""},
+	}
+}
+
+// SyncRights is what the sync worker and the feed need.
+func SyncRights() []Right {
+	return []Right{
+		{"select", "telemetry", ""}, {"update", "telemetry", "processed"},
+		{"select", "telemetry_all", ""}, {"select", "telemetry_batch", ""}, {"insert", "telemetry_batch", ""},
+		{"update", "telemetry_batch", "processed_at"}, {"update", "telemetry_batch", "feed_position"},
+		{"update", "telemetry_batch", "attempts"}, {"update", "telemetry_batch", "set_aside_at"}, {"update", "telemetry_batch", "detail"},
+		{"select", "feed_consumer", ""}, {"insert", "feed_consumer", ""}, {"update", "feed_consumer", ""}, {"delete", "feed_consumer", ""},
+		{"select", "feed_horizon", ""},
+		{"usage", "telemetry_batch_id_seq", ""}, {"usage", "telemetry_feed_position_seq", ""},
+	}
+}
+
+// CheckRights returns a SetupError naming the GRANT for each right that the pool's role lacks.
+func CheckRights(ctx context.Context, pool *pgxpool.Pool, rights []Right) error {
+	const q = `select current_user, case
+		when $1 = 'usage' then has_sequence_privilege($2, 'usage')
+		when $3 <> '' then has_column_privilege($2, $3, $1)
+		else has_table_privilege($2, $1) end`
+	var missing []string
+	for _, r := range rights {
+		var role string
+		var ok bool
+		if err := pool.QueryRow(ctx, q, r.Privilege, r.Object, r.Column).Scan(&role, &ok); err != nil {
+			return fmt.Errorf("check right %s on %s: %w", r.Privilege, r.Object, err)
+		}
+		if !ok {
+			missing = append(missing, r.grant()+" to "+quoteIdent(role)+";")
+		}
+	}
+	if len(missing) > 0 {
+		return setupErrorf("the database role lacks rights; as the owner run: %s", strings.Join(missing, " "))
+	}
+	return nil
+}
