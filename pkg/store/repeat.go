@@ -138,13 +138,8 @@ func conflict(r *telemetry.Reading, stored int64) telemetry.Reject {
 	if r.Seq != telemetry.NoSeq {
 		seq = fmt.Sprint(r.Seq)
 	}
-	return telemetry.Reject{
-		Code:  telemetry.Conflict,
-		Topic: "",
-		Raw:   r.Metrics,
-		Detail: fmt.Sprintf("row %d has the same identity and another payload: device_id %q, kind %q, recorded_at %s, seq %s",
-			stored, r.DeviceID, r.Kind, r.RecordedAt.Format(time.RFC3339Nano), seq),
-	}
+	return r.Reject(telemetry.Conflict, fmt.Sprintf("row %d has the same identity and another payload: device_id %q, kind %q, recorded_at %s, seq %s",
+		stored, r.DeviceID, r.Kind, r.RecordedAt.Format(time.RFC3339Nano), seq))
 }
 
 // transactionDay returns the bounds of the UTC day of the transaction's time.

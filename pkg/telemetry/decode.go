@@ -143,6 +143,7 @@ func (r *run) element(i int) int {
 	r.elements++
 	reading, p := r.judge(r.m.Payload[i:end])
 	if p.code == "" {
+		reading.topic, reading.raw = r.m.Topic, r.m.Payload[i:end]
 		r.into.Readings = append(r.into.Readings, reading)
 		return end
 	}
@@ -167,7 +168,7 @@ func (r *run) reject(code Code, detail string, raw []byte) {
 		r.topicText = storable(r.m.Topic, MaxRejectTopicBytes)
 	}
 	r.into.Rejects = append(r.into.Rejects, Reject{
-		Code: code, Detail: detail, Topic: r.topicText, Raw: raw, ReceivedAt: r.m.ReceivedAt.UTC(),
+		Code: code, Detail: detail, Topic: r.topicText, Raw: raw,
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // received is when the tests' messages arrived; good is a time before it, in ms.
@@ -69,7 +70,7 @@ func TestDecodeTheDocumentedExample(t *testing.T) {
 		DeviceID: "cmp-00001", Kind: KindPerformance, RecordedAt: time.UnixMilli(1732300000123).UTC(), Seq: 42,
 		Metrics: []byte(`{"motor_temp_c": 81.4, "state": "loaded"}`),
 	}
-	if diff := cmp.Diff(want, wantReading(t, b)); diff != "" {
+	if diff := cmp.Diff(want, wantReading(t, b), exported); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -79,7 +80,7 @@ func TestDecodeAnArrayKeepsItsGoodElements(t *testing.T) {
 	payload := ` [ {"ts":` + good + `,"metrics":{"a":1}} , 5, {"ts":13,"metrics":{}} ,{"ts":` + good + `,"metrics":{"a":2},"seq":0,"kind":"x"} ] `
 	got := decode(newDecoder(t, nil), "telemetry/d", payload)
 	reject := func(code Code, detail, raw string) Reject {
-		return Reject{Code: code, Detail: detail, Topic: "telemetry/d", Raw: []byte(raw), ReceivedAt: received}
+		return Reject{Code: code, Detail: detail, Topic: "telemetry/d", Raw: []byte(raw)}
 	}
 	want := Batch{
 		Readings: []Reading{
@@ -91,7 +92,7 @@ func TestDecodeAnArrayKeepsItsGoodElements(t *testing.T) {
 			reject(BadTime, "element 2: /ts: 13 is before 2000-01-01", `{"ts":13,"metrics":{}}`),
 		},
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, exported); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -142,5 +143,21 @@ func TestDecodeAllocatesNothing(t *testing.T) {
 		d.Decode(m, &batch)
 	}); n != 0 || len(batch.Readings) != 1 {
 		t.Errorf("%v allocations for %d readings and %d rejects", n, len(batch.Readings), len(batch.Rejects))
+	}
+}
+
+// exported compares readings by what a store sees of them.
+var exported = cmpopts.IgnoreUnexported(Reading{})
+
+// A reading remembers the message it came from, for the rejects that only the database finds.
+func TestReadingReject(t *testing.T) {
+	t.Parallel()
+	var b Batch
+	element := `{"ts":1732300000123,"metrics":{}}`
+	newDecoder(t, nil).Decode(Message{Topic: "telemetry/d", Payload: []byte("[" + element + "]"), ReceivedAt: received}, &b)
+	got := b.Readings[0].Reject(Conflict, "why")
+	want := Reject{Code: Conflict, Detail: "why", Topic: "telemetry/d", Raw: []byte(element)}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
 	}
 }

@@ -107,7 +107,7 @@ func checkBatch(t *testing.T, b Batch) {
 
 func checkReference(t *testing.T, c Config, m Message, b Batch) {
 	want := reference(c, m)
-	if diff := cmp.Diff(want.readings, b.Readings, cmpopts.EquateEmpty()); diff != "" {
+	if diff := cmp.Diff(want.readings, b.Readings, cmpopts.EquateEmpty(), exported); diff != "" {
 		t.Errorf("readings (-reference):\n%s", diff)
 	}
 	var codes []Code

@@ -33,6 +33,14 @@ type Reading struct {
 	RecordedAt time.Time // the device's own clock: UTC, whole microseconds
 	Seq        int64     // 0 to MaxSeq, or NoSeq
 	Metrics    []byte    // a JSON object that jsonb accepts; aliases the payload
+
+	topic string // where it came from, as Reject wants it; see Reading.Reject
+	raw   []byte // the element
+}
+
+// Reject is the reject that the reading becomes where only the database can find what is wrong with it.
+func (r *Reading) Reject(code Code, detail string) Reject {
+	return Reject{Code: code, Detail: detail, Topic: storable(r.topic, MaxRejectTopicBytes), Raw: r.raw}
 }
 
 // Code says why something was quarantined.
@@ -55,11 +63,10 @@ const (
 
 // Reject is what could not become a reading, and why.
 type Reject struct {
-	Code       Code
-	Detail     string    // the field and its value, for a person; valid UTF-8 without NUL, under 1 KiB
-	Topic      string    // valid UTF-8 without NUL, cut to MaxRejectTopicBytes
-	Raw        []byte    // the element or the whole message; aliases the payload; of TooLarge, a store may keep only the beginning
-	ReceivedAt time.Time // UTC
+	Code   Code
+	Detail string // the field and its value, for a person; valid UTF-8 without NUL, under 1 KiB
+	Topic  string // valid UTF-8 without NUL, cut to MaxRejectTopicBytes
+	Raw    []byte // the element or the whole message; aliases the payload; of TooLarge, a store may keep only the beginning
 }
 
 // Batch is what one transaction stores.
