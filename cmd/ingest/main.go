@@ -18,7 +18,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		Listen:   "127.0.0.1:8080",
 		Feed:     false,
 		Validate: program.Settings.ValidateIngest,
-		Work:     func(ctx context.Context, a *program.App) error { return program.Ingest(ctx, a, nil) },
+		Work:     program.Ingest,
 	}
 	return d.Run(ctx, args, getenv, stdout, stderr)
 }

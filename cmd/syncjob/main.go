@@ -18,7 +18,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		Listen:   "127.0.0.1:8081",
 		Feed:     true,
 		Validate: program.Settings.ValidateSync,
-		Work:     func(ctx context.Context, a *program.App) error { return program.Syncjob(ctx, a) },
+		Work:     program.Syncjob,
 	}
 	return d.Run(ctx, args, getenv, stdout, stderr)
 }

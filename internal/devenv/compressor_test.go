@@ -66,7 +66,7 @@ func TestFleetTakesTurnsAndCounts(t *testing.T) {
 
 func TestFleetLivesLikeCompressors(t *testing.T) {
 	t.Parallel()
-	const devices, each = 8, 6000
+	const devices, each = 4, 4000
 	messages, bytes := life(t, newFleet(devices, 42), devices*each)
 	if mean := bytes / len(messages); mean < 220 || mean > 280 {
 		t.Errorf("a payload has %d bytes on average, want about 250", mean)

@@ -30,12 +30,18 @@ type publisher struct {
 	link     *link
 	order    uint64 // of the last publication
 
-	mu     sync.Mutex
-	window []publication // by packet id; 0, which is none, serves QoS 0
-	counts SimulateStats
-	record *bufio.Writer // nil: none
-	failed error         // of the record
+	mu       sync.Mutex
+	window   []publication // by packet id; 0, which is none, serves QoS 0
+	returned []uint16      // acknowledged packet ids that are not free yet
+	counts   SimulateStats
+	record   *bufio.Writer // nil: none
+	failed   error         // of the record
 }
+
+// returnShare is the part of the window that is freed at a time, unless nothing
+// is in flight: a full window would otherwise be refilled, and written to the
+// connection, by one publication for each PUBACK.
+const returnShare = 8
 
 // publication is a packet that awaits its PUBACK. The packet belongs to the
 // publisher's goroutine, the rest is under its lock.
@@ -135,8 +141,8 @@ func appendPublish(to []byte, qos byte, id uint16, r reading) []byte {
 // acknowledged handles a PUBACK; the connection's reader calls it.
 func (p *publisher) acknowledged(id uint16) error {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	if int(id) >= len(p.window) || !p.window[id].inFlight {
-		p.mu.Unlock()
 		return fmt.Errorf("the broker acknowledged packet %d, which was not in flight", id)
 	}
 	slot := &p.window[id]
@@ -149,13 +155,28 @@ func (p *publisher) acknowledged(id uint16) error {
 		_, err := p.record.Write(line)
 		p.failed = cmp.Or(p.failed, err)
 	}
-	p.mu.Unlock()
-	p.free <- id // has room for every id
+	p.returned = append(p.returned, id)
+	if len(p.returned) >= cap(p.free)/returnShare || p.counts.Acknowledged == p.counts.Sent {
+		for _, id := range p.returned {
+			p.free <- id // never blocks: it has room for every id
+		}
+		p.returned = p.returned[:0]
+	}
 	return nil
 }
 
-// caughtUp writes the record out; the reader calls it before it has to wait.
+// caughtUp writes the record out and lets PUBACKs gather, for a microsecond a
+// packet of the window, 2 ms at most: a broker may send them one by one, and to
+// be woken by each costs more than all else. The reader calls it before it
+// waits.
 func (p *publisher) caughtUp() {
+	p.writeRecord()
+	if pause := min(time.Duration(cap(p.free))*time.Microsecond, 2*time.Millisecond); pause >= 100*time.Microsecond {
+		time.Sleep(pause)
+	}
+}
+
+func (p *publisher) writeRecord() {
 	if p.record == nil {
 		return
 	}
@@ -221,7 +242,7 @@ func (p *publisher) unacknowledged() [][]byte {
 // went wrong with the record.
 func (p *publisher) close() error {
 	p.link.goodbye()
-	p.caughtUp()
+	p.writeRecord()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.failed != nil {

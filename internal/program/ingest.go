@@ -18,9 +18,8 @@ import (
 	"plenum/pkg/telemetry"
 )
 
-// Ingest runs the ingest daemon without its HTTP until ctx ends and it has drained. Stats, if not nil, is told
-// of the pipeline once it stands.
-func Ingest(ctx context.Context, a *App, started func(*ingest.Pipeline)) error {
+// Ingest runs the ingest daemon without its HTTP until ctx ends and it has drained.
+func Ingest(ctx context.Context, a *App) error {
 	manager, err := newManager(a)
 	if err != nil {
 		return err
@@ -40,9 +39,6 @@ func Ingest(ctx context.Context, a *App, started func(*ingest.Pipeline)) error {
 	if err != nil {
 		lock.Unlock(ctx)
 		return err
-	}
-	if started != nil {
-		started(p.pipeline)
 	}
 	return p.run(ctx, a, lock)
 }

@@ -69,3 +69,24 @@ func CheckRights(ctx context.Context, pool *pgxpool.Pool, rights []Right) error 
 	}
 	return nil
 }
+
+// CheckOwner returns a SetupError if the pool's role may not create in the schema, or does not own the tables there.
+func CheckOwner(ctx context.Context, pool *pgxpool.Pool, schema string) error {
+	const q = `select current_user, has_schema_privilege(current_user, $1, 'create'), coalesce((
+		select pg_get_userbyid(relowner) from pg_class
+		where oid = to_regclass('telemetry') and not pg_has_role(current_user, relowner, 'usage')), '')`
+	var role, other string
+	var create bool
+	if err := pool.QueryRow(ctx, q, schema).Scan(&role, &create, &other); err != nil {
+		return fmt.Errorf("check the owner's rights: %w", err)
+	}
+	switch {
+	case !create:
+		return setupErrorf("database.owner_url: role %q may not create tables; as a superuser run: grant create on schema %s to %s;",
+			role, quoteIdent(schema), quoteIdent(role))
+	case other != "":
+		return setupErrorf("database.owner_url: role %q does not own table telemetry, which %q does; use that role, or run: grant %s to %s;",
+			role, other, quoteIdent(other), quoteIdent(role))
+	}
+	return nil
+}

@@ -1,0 +1,133 @@
+// Command plenumctl is Plenum's tool for people: the demo, simulated devices, and a look at and a hand on the
+// database's schema and partitions.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"plenum/internal/program"
+)
+
+func main() { os.Exit(program.Main("plenumctl", run)) }
+
+// call is one invocation of a command.
+type call struct {
+	loader *program.Loader
+	getenv func(string) string
+	args   []string // what follows the flags
+	stdout io.Writer
+	stderr io.Writer
+}
+
+// command is one subcommand: its words, and a function that declares its flags and returns what runs it.
+type command struct {
+	words string
+	args  string // what may follow the flags
+	about string
+	setup func(*flag.FlagSet) func(context.Context, *call) error
+}
+
+func commands() []command {
+	return []command{
+		{"demo", "", "run everything on this machine with simulated compressors, until Ctrl-C", setupDemo},
+		{"simulate", "", "publish the readings of simulated compressors, or of a CSV file", setupSimulate},
+		{"config check", "", "read the configuration and report every fault", setupConfigCheck},
+		{"migrate up", "", "bring the schema to this release, and grant the roles their rights", setupMigrateUp},
+		{"migrate status", "", "show the schema's version and this release's", setupMigrateStatus},
+		{"partitions list", "", "list the partitions of every table", setupPartitionsList},
+		{"partitions plan", "", "show what would be done, statement by statement, with the locks", setupPartitionsPlan},
+		{"partitions apply", "", "do what plan shows, and nothing else", setupPartitionsApply},
+		{"partitions check", "", "report what is not as it should be; exit code 3 if there is something", setupPartitionsCheck},
+	}
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	if len(args) == 0 || args[0] == "--help" || args[0] == "-h" || args[0] == "help" {
+		usage(stdout)
+		if len(args) == 0 {
+			return program.Usagef("no command given")
+		}
+		return nil
+	}
+	if args[0] == "--version" || args[0] == "-version" {
+		_, err := fmt.Fprintln(stdout, "plenumctl", program.Version())
+		return err
+	}
+	for _, c := range commands() {
+		words := strings.Fields(c.words)
+		if len(args) >= len(words) && strings.Join(args[:len(words)], " ") == c.words {
+			return c.run(ctx, args[len(words):], getenv, stdout, stderr)
+		}
+	}
+	return program.Usagef("unknown command %q; see plenumctl --help", strings.Join(args[:min(2, len(args))], " "))
+}
+
+func usage(w io.Writer) {
+	fmt.Fprintln(w, "plenumctl is Plenum's tool for people.\n\nUsage: plenumctl COMMAND [--config FILE] [--KEY VALUE]…\n\nCommands:")
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  %-18s %s\n", c.words, c.about)
+	}
+	fmt.Fprintln(w, "\nplenumctl COMMAND --help shows a command's flags.")
+}
+
+func (c command) run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	fs := flag.NewFlagSet(c.words, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	do := c.setup(fs)
+	own := map[string]bool{}
+	fs.VisitAll(func(f *flag.Flag) { own[f.Name] = true })
+	loader := program.NewLoader("127.0.0.1:8080")
+	loader.AddFlags(fs)
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		c.help(fs, own, loader, stdout)
+		return nil
+	case err != nil:
+		return program.Usagef("%w; see plenumctl %s --help", err, c.words)
+	case fs.NArg() > 0 && c.args == "":
+		return program.Usagef("unexpected argument %q; see plenumctl %s --help", fs.Arg(0), c.words)
+	}
+	return do(ctx, &call{loader, getenv, fs.Args(), stdout, stderr})
+}
+
+func (c command) help(fs *flag.FlagSet, own map[string]bool, loader *program.Loader, w io.Writer) {
+	fmt.Fprintf(w, "plenumctl %s: %s.\n\nFlags:\n", c.words, c.about)
+	fs.VisitAll(func(f *flag.Flag) {
+		if !own[f.Name] {
+			return
+		}
+		fmt.Fprintf(w, "  --%s\n        %s", f.Name, f.Usage)
+		if f.DefValue != "" {
+			fmt.Fprintf(w, " (default %s)", f.DefValue)
+		}
+		fmt.Fprintln(w)
+	})
+	fmt.Fprintln(w)
+	loader.PrintKeys(w)
+}
+
+// app opens the database of the settings, for a command that acts on it.
+func (c *call) app(ctx context.Context) (*program.App, error) {
+	s, err := c.loader.Load(c.getenv)
+	if err != nil {
+		return nil, err
+	}
+	log, err := c.logger(s)
+	if err != nil {
+		return nil, err
+	}
+	return program.NewApp(ctx, "plenumctl", s, log)
+}
+
+func (c *call) logger(s program.Settings) (*zap.Logger, error) {
+	return program.NewLogger(s, zapcore.Lock(zapcore.AddSync(c.stderr)), program.IsTerminal(c.stderr))
+}
