@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -80,6 +81,9 @@ func (p *Postgres) initialise(ctx context.Context, binDir string) error {
 	}
 	data := filepath.Join(work, "data")
 	if err := os.Rename(password, filepath.Join(data, passwordFile)); err != nil {
+		return err
+	}
+	if err := os.Remove(p.dir); err != nil && !errors.Is(err, fs.ErrNotExist) { // an empty directory: os.Rename replaces none
 		return err
 	}
 	return os.Rename(data, p.dir)

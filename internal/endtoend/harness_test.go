@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 
 func build(dir string) error {
 	args := append([]string{"build"}, buildFlags...)
-	out, err := exec.Command("go", append(args, "-o", dir, "plenum/cmd/ingest", "plenum/cmd/syncjob")...).CombinedOutput()
+	out, err := exec.Command("go", append(args, "-o", dir, "plenum/cmd/ingest", "plenum/cmd/syncjob", "plenum/cmd/plenumctl")...).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("build the programs: %w\n%s", err, out)
 	}
@@ -85,7 +85,9 @@ func (s *system) roles(databaseURL string) {
 }
 
 // role is the connection URL of one of the three roles.
-func (s *system) role(name string) string { return s.postgres.URLFor("plenum_"+name, s.password, s.database) }
+func (s *system) role(name string) string {
+	return s.postgres.URLFor("plenum_"+name, s.password, s.database)
+}
 
 // query scans the one row of a query made as the superuser.
 func (s *system) query(sql string, args []any, into ...any) error {

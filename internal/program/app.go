@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,8 +38,8 @@ func NewApp(ctx context.Context, name string, s Settings, log *zap.Logger) (*App
 	a.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), buildInfo())
 	var errs []error
 	open := func(key, url string, connections int) *pgxpool.Pool {
-		if url == "" {
-			errs = append(errs, fmt.Errorf("%s: is not set", key))
+		if err := checkURL(key, url); err != nil {
+			errs = append(errs, err)
 			return nil
 		}
 		pool, err := store.Open(ctx, store.Config{URL: url, Schema: s.Database.Schema, Program: name, Connections: connections})
@@ -130,8 +132,8 @@ func (w *waiting) check(context.Context) []httpapi.Finding {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var fs []httpapi.Finding
-	for component, message := range w.what {
-		fs = append(fs, httpapi.Finding{Component: component, Failing: true, Message: message})
+	for _, component := range slices.Sorted(maps.Keys(w.what)) {
+		fs = append(fs, httpapi.Finding{Component: component, Failing: true, Message: w.what[component]})
 	}
 	return fs
 }

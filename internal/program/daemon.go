@@ -59,8 +59,6 @@ func (d Daemon) settings(args []string, getenv func(string) string, stdout io.Wr
 		fmt.Fprintln(stdout, d.Name, Version())
 		return s, true, nil
 	}
-	if s, err = l.Load(getenv); err != nil {
-		return s, false, err
-	}
-	return s, false, d.Validate(s)
+	s, err = l.Load(getenv)
+	return s, false, usage(err, d.Validate(s))
 }

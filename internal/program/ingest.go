@@ -58,6 +58,9 @@ func prepareDatabase(ctx context.Context, a *App, manager *partman.Manager) erro
 		if err := store.CheckServer(ctx, a.pool, s.Database.Schema); err != nil {
 			return err
 		}
+		if err := store.CheckOwner(ctx, a.owner, s.Database.Schema); err != nil {
+			return err
+		}
 		if s.Database.Migrate {
 			schema, err := store.Migrate(ctx, a.owner)
 			if err != nil {

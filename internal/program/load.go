@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"go.yaml.in/yaml/v3"
@@ -48,7 +49,8 @@ func (l *Loader) AddFlags(fs *flag.FlagSet) {
 }
 
 // Load sets each key from its flag, else its environment variable or the file named by that with _FILE, else
-// the configuration file, else its default. All faults come back joined in one UsageError.
+// the configuration file, else its default. All faults come back joined in one UsageError; what is faulty then has
+// its default, so that the settings can be judged all the same.
 func (l *Loader) Load(getenv func(string) string) (Settings, error) {
 	file, errs := l.readFile(getenv)
 	for _, k := range l.keys {
@@ -57,11 +59,8 @@ func (l *Loader) Load(getenv func(string) string) (Settings, error) {
 			err = k.set(value)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("%s: %w", k.name, err))
+			errs = append(errs, fmt.Errorf("%s: %w", k.name, err), k.set(k.def))
 		}
-	}
-	if len(errs) > 0 {
-		return l.Settings, &UsageError{errors.Join(errs...)}
 	}
 	if l.Settings.Database.OwnerURL == "" {
 		l.Settings.Database.OwnerURL = l.Settings.Database.URL
@@ -69,7 +68,7 @@ func (l *Loader) Load(getenv func(string) string) (Settings, error) {
 	if l.Settings.Database.ReadURL == "" {
 		l.Settings.Database.ReadURL = l.Settings.Database.URL
 	}
-	return l.Settings, nil
+	return l.Settings, usage(errs...)
 }
 
 func (l *Loader) value(k key, getenv func(string) string, file map[string]string) (string, error) {
@@ -116,48 +115,62 @@ func (l *Loader) readFile(getenv func(string) string) (map[string]string, []erro
 	if err != nil {
 		return nil, []error{fmt.Errorf("--config: %w", err)}
 	}
-	var root map[string]yaml.Node
-	if err := yaml.NewDecoder(bytes.NewReader(b)).Decode(&root); err != nil && !errors.Is(err, io.EOF) {
-		return nil, []error{fmt.Errorf("--config: %s: %w", path, err)}
+	var root yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(b))
+	if err := d.Decode(&root); err != nil && !errors.Is(err, io.EOF) {
+		return nil, []error{fmt.Errorf("--config: %s: %w", path, yamlFault(err))}
 	}
 	values, errs := map[string]string{}, []error(nil)
-	for name, node := range root {
-		flatten(name, &node, values)
-	}
-	known := map[string]bool{}
-	for _, k := range l.keys {
-		known[k.name] = true
-	}
-	for name := range values {
-		if !known[name] {
-			errs = append(errs, fmt.Errorf("--config: %s: unknown key %q", path, name))
+	if root.Kind == yaml.DocumentNode {
+		l.flatten("", root.Content[0], values, func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf("--config: %s: %w", path, fmt.Errorf(format, args...)))
+		})
+		if err := d.Decode(&root); !errors.Is(err, io.EOF) {
+			errs = append(errs, fmt.Errorf("--config: %s: holds more than one document", path))
 		}
 	}
 	return values, errs
 }
 
-// flatten turns nested mappings into dotted keys, and a sequence into a comma-separated list.
-func flatten(name string, n *yaml.Node, into map[string]string) {
-	switch n.Kind {
-	case yaml.AliasNode:
-		flatten(name, n.Alias, into)
-	case yaml.MappingNode:
+// yamlFault hides the name of an unknown anchor: it may be a password that begins with *.
+func yamlFault(err error) error {
+	if strings.Contains(err.Error(), "unknown anchor") {
+		return errors.New("an alias of nothing: quote a value that begins with *")
+	}
+	return err
+}
+
+// flatten turns nested mappings into dotted keys, and the sequence of a list into a comma-separated one. A key that
+// no setting has, one given twice, and what is no plain value are faults; they show no value, which may be a secret.
+func (l *Loader) flatten(name string, n *yaml.Node, into map[string]string, fault func(string, ...any)) {
+	at := slices.IndexFunc(l.keys, func(k key) bool { return k.name == name })
+	_, twice := into[name]
+	switch {
+	case twice:
+		fault("%s: given twice", name)
+	case at < 0 && n.Kind == yaml.MappingNode:
 		for i := 0; i+1 < len(n.Content); i += 2 {
-			flatten(name+"."+n.Content[i].Value, n.Content[i+1], into)
+			l.flatten(strings.TrimPrefix(name+"."+n.Content[i].Value, "."), n.Content[i+1], into, fault)
 		}
-	case yaml.SequenceNode:
+	case at < 0 && name == "" && n.Tag == "!!null":
+	case at < 0:
+		fault("unknown key %q", name)
+	case n.Kind == yaml.ScalarNode && n.Tag == "!!null":
+		into[name] = ""
+	case n.Kind == yaml.ScalarNode:
+		into[name] = n.Value
+	case n.Kind == yaml.SequenceNode && l.keys[at].list && !slices.ContainsFunc(n.Content, isNoScalar):
 		items := make([]string, len(n.Content))
 		for i, c := range n.Content {
 			items[i] = c.Value
 		}
 		into[name] = strings.Join(items, ",")
 	default:
-		into[name] = n.Value
-		if n.Tag == "!!null" {
-			into[name] = ""
-		}
+		fault("%s: is no plain value; quote one that begins with {, [, & or *", name)
 	}
 }
+
+func isNoScalar(n *yaml.Node) bool { return n.Kind != yaml.ScalarNode }
 
 // PrintKeys writes every key with its environment variable, default and meaning.
 func (l *Loader) PrintKeys(w io.Writer) {

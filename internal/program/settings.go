@@ -47,6 +47,7 @@ type key struct {
 	def    string
 	help   string
 	secret bool
+	list   bool
 	set    func(value string) error
 }
 
@@ -119,7 +120,7 @@ func secret(name string, p *string, help string) key {
 }
 
 func list(name string, p *[]string, def, help string) key {
-	return key{name: name, def: def, help: help, set: func(v string) error {
+	return key{name: name, def: def, help: help, list: true, set: func(v string) error {
 		*p = nil
 		for _, item := range strings.Split(v, ",") {
 			if item = strings.TrimSpace(item); item != "" {

@@ -3,6 +3,11 @@ package program
 import (
 	"errors"
 	"fmt"
+	"io"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.uber.org/zap/zapcore"
 
 	"plenum/pkg/httpapi"
 	"plenum/pkg/ingest"
@@ -64,14 +69,33 @@ func (s Settings) ValidateSync() error { return usage(s.validateShared(), s.sync
 func (s Settings) Validate() error { return usage(s.ValidateIngest(), s.sync().Validate()) }
 
 func (s Settings) validateShared() error {
-	errs := []error{httpapi.ValidateListen(s.HTTP.Listen)}
-	if s.Database.URL == "" {
-		errs = append(errs, errors.New("database.url: is not set"))
+	_, logErr := NewLogger(s, zapcore.AddSync(io.Discard), false)
+	errs := []error{httpapi.ValidateListen(s.HTTP.Listen), logErr, checkURL("database.url", s.Database.URL)}
+	if s.Database.OwnerURL != s.Database.URL {
+		errs = append(errs, checkURL("database.owner_url", s.Database.OwnerURL))
+	}
+	if s.Database.ReadURL != s.Database.URL {
+		errs = append(errs, checkURL("database.read_url", s.Database.ReadURL))
 	}
 	if s.Database.Schema == "" {
 		errs = append(errs, errors.New("database.schema: is empty"))
 	}
 	return errors.Join(errs...)
+}
+
+// checkURL returns why a connection string is none, without any of it: pgx does not recognize every password in one.
+func checkURL(key, url string) error {
+	if url == "" {
+		return fmt.Errorf("%s: is not set", key)
+	}
+	_, err := pgxpool.ParseConfig(url)
+	if parse := (*pgconn.ParseConfigError)(nil); errors.As(err, &parse) {
+		err = errors.Unwrap(parse)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: cannot be read as a connection URL: %w", key, err)
+	}
+	return nil
 }
 
 func (s Settings) validatePartitions() error {

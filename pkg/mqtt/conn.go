@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -32,9 +33,10 @@ type conn struct {
 
 	// Reading: used by the one goroutine that reads.
 	in        []byte
-	from, to  int  // what of in was read and not handed out
-	left      int  // bytes of the current packet not handed out
-	connacked bool // the first packet was seen
+	from, to  int           // what of in was read and not handed out
+	left      int           // bytes of the current packet not handed out
+	connacked bool          // the first packet was seen
+	packets   atomic.Uint64 // admitted
 
 	writer
 }

@@ -159,16 +159,8 @@ func (e *epoch) subscribe(ctx context.Context) (warnings []string, err error) {
 		asked[filter] = qos
 	}
 	token := e.client.SubscribeMultiple(asked, nil).(*paho.SubscribeToken)
-	timeout := time.NewTimer(config.DialTimeout)
-	defer timeout.Stop()
-	select {
-	case <-token.Done():
-	case <-e.conn.halt:
-		return nil, e.conn.cause()
-	case <-ctx.Done():
-		return nil, errStopped
-	case <-timeout.C:
-		return nil, ended(reasonSubscribe, "no SUBACK within %s", config.DialTimeout)
+	if err := e.awaitSuback(ctx, token.Done(), config.DialTimeout); err != nil {
+		return nil, err
 	}
 	if err := token.Error(); err != nil {
 		return nil, ended(reasonLost, "subscribe: %w", err)
@@ -187,6 +179,30 @@ func (e *epoch) subscribe(ctx context.Context) (warnings []string, err error) {
 		return nil, ended(reasonSubscribe, "subscription refused (SUBACK 0x80): %s", strings.Join(refused, ", "))
 	}
 	return warnings, nil
+}
+
+// awaitSuback gives up when nothing at all was read for the timeout: in a resumed session SUBACK may stand behind any number of
+// messages, and these wait for room in the window, which has its own limit.
+func (e *epoch) awaitSuback(ctx context.Context, done <-chan struct{}, timeout time.Duration) error {
+	tick := time.NewTicker(timeout)
+	defer tick.Stop()
+	read := e.conn.packets.Load()
+	for {
+		select {
+		case <-done:
+			return nil
+		case <-e.conn.halt:
+			return e.conn.cause()
+		case <-ctx.Done():
+			return errStopped
+		case <-tick.C:
+			now := e.conn.packets.Load()
+			if now == read && !e.window.awaited() {
+				return ended(reasonSubscribe, "no SUBACK within %s", timeout)
+			}
+			read = now
+		}
+	}
 }
 
 // wait returns why the epoch ended, after paho's goroutines have stopped. With err it is finished at once, for that reason.

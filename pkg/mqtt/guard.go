@@ -68,6 +68,7 @@ func (c *conn) nextPacket() error {
 		return err
 	}
 	c.left = h.bytes + h.remainingLength
+	c.packets.Add(1)
 	return nil
 }
 

@@ -206,3 +206,12 @@ func freePort(tb testing.TB) string {
 	}
 	return port
 }
+
+func publishRetained(tb testing.TB, broker, topic, payload string) {
+	tb.Helper()
+	host, port := hostPort(tb, broker)
+	cmd := exec.Command("mosquitto_pub", "-h", host, "-p", port, "-q", "1", "-r", "-t", topic, "-m", payload)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		tb.Fatalf("mosquitto_pub to %s: %v: %s", broker, err, out)
+	}
+}

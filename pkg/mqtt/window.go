@@ -73,3 +73,10 @@ func (w *window) used() int {
 	defer w.mu.Unlock()
 	return w.messages
 }
+
+// awaited says whether someone waits for room.
+func (w *window) awaited() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.waiting
+}

@@ -42,7 +42,7 @@ func (m *Manager) Apply(ctx context.Context, plan Plan) (Result, error) {
 	}
 	for _, a := range plan.Actions {
 		choose := func(s Snapshot) (Action, bool) { return find(NewPlan(p, s, plan.Now), a) }
-		acted, err := m.step(ctx, p, a.Kind.loop(), choose, &result)
+		acted, err := m.step(ctx, p, a.loop(), choose, &result)
 		if err == nil && !acted {
 			err = ErrChanged
 		}
@@ -66,17 +66,22 @@ func find(plan Plan, a Action) (Action, bool) {
 func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result) error {
 	var faults []error
 	tried := make(map[string]bool)
+	leaving := 0
 	choose := func(s Snapshot) (Action, bool) {
 		m.observe(p, s)
-		for _, a := range NewPlan(p, s, s.Now).Limit(m.cfg.MaxRetire).Actions {
-			if a.Kind.loop() == loop && !tried[a.key()] {
-				tried[a.key()] = true
-				return a, true
+		for _, a := range NewPlan(p, s, s.Now).Actions {
+			if a.loop() != loop || tried[a.key()] || a.Kind.retires() && leaving >= m.cfg.MaxRetire {
+				continue
 			}
+			if a.Kind.retires() {
+				leaving++
+			}
+			tried[a.key()] = true
+			return a, true
 		}
 		return Action{}, false
 	}
-	for attempts := 0; loop != RetireLoop || attempts < m.cfg.MaxRetire; attempts++ {
+	for {
 		acted, err := m.step(ctx, p, loop, choose, result)
 		if errors.Is(err, ErrBusy) {
 			result.Skipped = true

@@ -11,10 +11,14 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// Beginner is a pool or a connection of pgx.
+type Beginner interface {
+	BeginTx(ctx context.Context, options pgx.TxOptions) (pgx.Tx, error)
+}
+
 // Inspect reads all that the pure functions need of the policy's table. It takes no lock on any table: a partition that
-// someone holds exclusively does not hold it up. What it finds is one table's state in one transaction; PostgreSQL's own
-// functions that print definitions see the newest catalog, so a plan is made again under a lock before it is applied.
-func Inspect(ctx context.Context, db DB, p Policy) (Snapshot, error) {
+// someone holds exclusively does not hold it up. What it finds is the state at one moment, in a transaction of its own.
+func Inspect(ctx context.Context, db Beginner, p Policy) (Snapshot, error) {
 	s, err := inspect(ctx, db, p)
 	if err != nil {
 		return Snapshot{}, fmt.Errorf("inspect table %q: %w", p.String(), err)
@@ -22,12 +26,12 @@ func Inspect(ctx context.Context, db DB, p Policy) (Snapshot, error) {
 	return s, nil
 }
 
-func inspect(ctx context.Context, db DB, p Policy) (s Snapshot, err error) {
-	tx, err := db.Begin(ctx)
+func inspect(ctx context.Context, db Beginner, p Policy) (s Snapshot, err error) {
+	// One snapshot for all queries: a partition that moves between two of them would seem to have lost its indexes.
+	tx, err := db.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
 	if err != nil {
 		return s, err
 	}
-	// Nothing is written; the rollback also takes back the settings where db is a transaction.
 	defer func() { err = errors.Join(err, tx.Rollback(context.WithoutCancel(ctx))) }()
 	// Bounds and definitions are printed by these settings and not by the session's.
 	_, err = tx.Exec(ctx, "set local timezone = 'UTC'; set local datestyle = 'ISO, YMD'; set local search_path = pg_catalog; "+
@@ -180,9 +184,9 @@ select x.indrelid, x.indexrelid, n.nspname, ic.relname, coalesce(h.inhparent, 0)
          and not exists (select from unnest(x.indclass) o (id) join pg_opclass oc on oc.oid = o.id where not oc.opcdefault)
          and not exists (select from unnest(x.indkey, x.indcollation) k (num, coll)
            join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.num where k.coll <> 0 and k.coll <> a.attcollation),
-       substr(pg_get_indexdef(x.indexrelid), 1 + length(format('CREATE %sINDEX %I ON %s%I.%I ',
+       coalesce(substr(pg_get_indexdef(x.indexrelid), 1 + length(format('CREATE %sINDEX %I ON %s%I.%I ',
          case when x.indisunique then 'UNIQUE ' else '' end, ic.relname,
-         case when ic.relkind = 'I' then 'ONLY ' else '' end, tn.nspname, tc.relname)))
+         case when ic.relkind = 'I' then 'ONLY ' else '' end, tn.nspname, tc.relname))), '')
   from pg_index x
   join pg_class ic on ic.oid = x.indexrelid
   join pg_namespace n on n.oid = ic.relnamespace
@@ -213,6 +217,9 @@ func readIndexes(ctx context.Context, tx pgx.Tx, parent uint32, leaves []Partiti
 			&i.Constraint, &i.Building, &i.Columns, &i.Plain, &i.Tail)
 		if err != nil {
 			return nil, err
+		}
+		if i.Tail == "" {
+			continue // dropped since: definitions are printed from the newest catalog
 		}
 		if table == parent {
 			own = append(own, i)

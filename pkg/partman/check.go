@@ -146,10 +146,14 @@ func (c *checker) leaf(leaf Partition) {
 
 func (c *checker) index(leaf Partition, d drift) {
 	var want string
-	if d.parent != nil {
+	switch {
+	case d.parent != nil:
 		want = fmt.Sprintf("%q of the table", d.parent.Name)
-	} else {
+	case d.policy != nil:
 		want = fmt.Sprintf("%q of the policy", d.policy.Name)
+	default:
+		c.add(IndexInvalid, leaf.Name, "%q is invalid and was left behind", d.have.Name)
+		return
 	}
 	switch {
 	case d.have != nil && !d.have.Valid && d.have.Building:

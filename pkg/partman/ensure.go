@@ -22,10 +22,10 @@ type flight struct {
 	err  error
 }
 
-// EnsureNow creates what is missing of the step that holds the database's now, and the premade ones, for a caller whose
-// row found no partition. Callers that come while one is at work share its result. It returns nil once a row of now finds
-// its partition; a premade one that could not be created is left to the create loop. Where another instance is at work it
-// waits for that one's result, as long as ctx lets it.
+// EnsureNow creates what is missing of the step that holds the database's now, for a caller whose row found no partition.
+// Callers that come while one is at work share its result. It returns nil once a row of now finds its partition, and then
+// wakes Run's create loop for the premade ones: the caller's rows do not wait for those. Where another instance is at work
+// it waits for that one's result, as long as ctx lets it.
 func (m *Manager) EnsureNow(ctx context.Context, table string) error {
 	for {
 		f, leader := m.ensure.join(table)
@@ -72,18 +72,29 @@ func (m *Manager) ensureNow(ctx context.Context, table string) error {
 	if err != nil {
 		return err
 	}
+	choose := func(s Snapshot) (Action, bool) {
+		for _, a := range NewPlan(p, s, s.Now).Actions {
+			if a.Kind == Create && !a.From.After(s.Now) && a.To.After(s.Now) {
+				return a, true
+			}
+		}
+		return Action{}, false
+	}
 	for {
-		var result Result
-		fault := m.keep(ctx, p, CreateLoop, &result)
+		_, fault := m.step(ctx, p, CreateLoop, choose, new(Result))
 		s, err := m.inspect(ctx, m.cfg.Pool, p)
 		if err != nil {
 			return errors.Join(fault, err)
 		}
 		m.observe(p, s)
 		if Runway(s, s.Now) > 0 {
+			select {
+			case m.wake <- struct{}{}:
+			default: // it has been woken already
+			}
 			return nil
 		}
-		if !result.Skipped {
+		if !errors.Is(fault, ErrBusy) {
 			return errors.Join(fmt.Errorf("no partition of table %q takes a row of %s", p.String(), s.Now.Format(time.RFC3339)), fault)
 		}
 		if err := wait(ctx, busyPause); err != nil {

@@ -1,7 +1,12 @@
 package partman_test
 
 import (
+	"context"
+	"errors"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"plenum/pkg/partman"
 )
@@ -40,7 +45,9 @@ func TestRepair(t *testing.T) {
 			partman.IndexInvalid, 1, "[index]"},
 		"attached index invalid": {func(h *house) { h.invalidate(h.partition() + "_id_idx") },
 			partman.IndexInvalid, 1, "[index]"},
-		"index on only the parent": {func(h *house) { h.exec("create index by_device on only telemetry (device_id, recorded_at desc) where seq > 0") },
+		"index on only the parent": {func(h *house) {
+			h.exec("create index by_device on only telemetry (device_id, recorded_at desc) where seq > 0")
+		},
 			partman.IndexMissing, 4, "[index index index]"},
 		"expression index on only the parent": {func(h *house) { h.exec("create index on only telemetry (lower(kind))") },
 			partman.IndexMissing, 4, "[index index index]"},
@@ -53,6 +60,10 @@ func TestRepair(t *testing.T) {
 			h.invalidate("mine")
 			h.exec("create index on only telemetry (kind)")
 		}, partman.IndexMissing, 4, "[index index index]"},
+		"left behind by a rebuild": {func(h *house) {
+			h.exec("create index telemetry_id_idx_ccnew on " + h.partition() + " (id)")
+			h.invalidate("telemetry_id_idx_ccnew")
+		}, partman.IndexInvalid, 1, "[index]"},
 		"storage parameters": {func(h *house) {
 			h.exec("alter table " + h.partition() + " reset (fillfactor); alter table " + h.partition() + " set (autovacuum_vacuum_scale_factor = 0.5)")
 		}, partman.WrongStorage, 0, "[storage]"},
@@ -110,8 +121,54 @@ func TestFailedBuild(t *testing.T) {
 	h.clean()
 }
 
-// TestRepairBesideWriters: an index is built while a writer's transaction is open on another partition's row, and rows land
-// meanwhile.
+// TestBuildDeadline: a concurrent build waits for writers who began before it; past the deadline the error names them, and
+// rows land all the while.
+func TestBuildDeadline(t *testing.T) {
+	t.Parallel()
+	h := kept(t)
+	h.exec("drop index " + h.partition() + "_identity")
+	writer := h.begin("slow writer", "insert into telemetry (seq) values (1001)")
+	cfg := h.cfg
+	cfg.Deadline = 300 * time.Millisecond
+	m, _ := h.manager(cfg)
+	_, err := m.RunOnce(h.ctx, partman.HealthLoop)
+	var lock *partman.LockError
+	if !errors.As(err, &lock) || len(lock.Blockers) == 0 || lock.Blockers[0].Application != "slow writer" {
+		t.Fatalf("the build beside an open transaction: %v", err)
+	}
+	if faults := m.Status()[0].Faults; !contains(faults[partman.HealthLoop], "slow writer") {
+		t.Errorf("faults in the status: %v", faults)
+	}
+	h.exec("insert into telemetry (seq) values (1002)")
+	h.rollback(writer)
+	if got := kinds(h.once(partman.HealthLoop)); got != "[index]" {
+		t.Errorf("the repair did %s", got)
+	}
+	h.clean()
+}
+
+// TestParentStaysInvalid: the one leaf without the index is taken away, each other has it, and the parent's index is still
+// marked invalid until someone looks again.
+func TestParentStaysInvalid(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil, live(), archive())
+	name := h.oldDay(1, 10)
+	h.exec("create index on only telemetry (kind)")
+	h.once(partman.CreateLoop)
+	h.exec("alter table telemetry detach partition " + name)
+	if len(h.find(partman.IndexInvalid)) != 1 {
+		t.Error("no finding of the parent's index")
+	}
+	if found := h.find(partman.Stray); len(found) != 1 {
+		t.Errorf("strays %+v, want the day that a person detached", found)
+	}
+	h.exec("drop table " + name)
+	h.once(partman.HealthLoop)
+	h.clean()
+}
+
+// TestNewLeavesTakeAnUnfinishedIndex: an index that the parent has only by name is on each new leaf from the start, and
+// built on the others.
 func TestNewLeavesTakeAnUnfinishedIndex(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil, live(), archive())
@@ -122,4 +179,24 @@ func TestNewLeavesTakeAnUnfinishedIndex(t *testing.T) {
 		t.Errorf("the repair did %s", got)
 	}
 	h.clean()
+}
+
+// TestRepairPastRetention: a day that cannot leave yet is still repaired, by the loop that would move it, since a day without
+// its index on id may not become ready to leave at all.
+func TestRepairPastRetention(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, func(c *partman.Config) {
+		c.Guard = func(context.Context, pgx.Tx, partman.Retiring) error { return &partman.Blocked{Reason: "unprocessed"} }
+	}, live(), archive())
+	name := h.oldDay(8, 10)
+	h.exec("drop index " + name + "_identity")
+	if got := kinds(h.once(partman.HealthLoop)); got != "[analyze]" {
+		t.Errorf("the health round did %s", got)
+	}
+	if r := h.once(partman.RetireLoop); kinds(r) != "[index]" || len(r.Refused) != 1 {
+		t.Errorf("the retire round did %s, refused %v", kinds(r), r.Refused)
+	}
+	if found := h.find(partman.IndexMissing); len(found) != 0 {
+		t.Errorf("findings %+v", found)
+	}
 }

@@ -38,9 +38,9 @@ func (e *LockError) Error() string {
 		who = append(who, b.String())
 	}
 	if len(who) == 0 {
-		who = []string{"gone since"}
+		who = []string{"sessions that are gone since"}
 	}
-	return fmt.Sprintf("no lock for %q after %d tries, held by %s: %v", e.Statement.SQL, e.Tries, strings.Join(who, "; "), e.Err)
+	return fmt.Sprintf("%s: no lock after %d tries, held by %s: %v", e.Statement.what(), e.Tries, strings.Join(who, "; "), e.Err)
 }
 
 func (e *LockError) Unwrap() error { return e.Err }
@@ -65,6 +65,13 @@ func (b Blocker) String() string {
 	return s
 }
 
+func (s Statement) what() string {
+	if s.Hook != "" {
+		return string(s.Hook)
+	}
+	return s.SQL
+}
+
 // statementError names the statement that failed.
 type statementError struct {
 	statement Statement
@@ -72,10 +79,7 @@ type statementError struct {
 }
 
 func (e *statementError) Error() string {
-	if e.statement.Hook != "" {
-		return fmt.Sprintf("%s: %v", e.statement.Hook, e.err)
-	}
-	return fmt.Sprintf("%s: %v", e.statement.SQL, e.err)
+	return fmt.Sprintf("%s: %v", e.statement.what(), e.err)
 }
 
 func (e *statementError) Unwrap() error { return e.err }
@@ -141,7 +145,7 @@ func (m *Manager) lockError(ctx context.Context, err error, tries int) error {
 	return errors.Join(e, lookup)
 }
 
-// explain names the oldest transactions where a concurrent build ran into its deadline: it waits for their snapshots.
+// explain names the oldest transactions where a concurrent build ran into its deadline: it waits for them to end.
 func (m *Manager) explain(ctx context.Context, err *statementError) error {
 	if sqlState(err) != queryCanceled && sqlState(err) != deadlockDetected {
 		return err
@@ -159,7 +163,7 @@ func (m *Manager) explain(ctx context.Context, err *statementError) error {
 const oldestSQL = `
 select pid, coalesce(application_name, ''), coalesce(state, ''), coalesce(extract(epoch from clock_timestamp() - query_start), 0)::float8, '', ''
   from pg_stat_activity
- where datname = current_database() and pid <> pg_backend_pid() and backend_xmin is not null
+ where datname = current_database() and pid <> pg_backend_pid() and (backend_xmin is not null or backend_xid is not null)
  order by xact_start limit 3`
 
 // blockersSQL: a session holds or awaits a lock, on a relation of the statement, that conflicts with the statement's mode.

@@ -3,6 +3,7 @@ package partman_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"testing"
 
@@ -35,7 +36,7 @@ func TestBlockerIsNamed(t *testing.T) {
 		b.QueryAge <= 0 || b.Mode != "AccessShareLock" {
 		t.Errorf("blocker %+v, want pid %d", b, pid)
 	}
-	for _, part := range []string{"analyst", "idle in transaction", "AccessShareLock on public.telemetry", "after 3 tries"} {
+	for _, part := range []string{"analyst", "idle in transaction", "AccessShareLock on public.telemetry", "no lock after 3 tries"} {
 		if !contains(err.Error(), part) {
 			t.Errorf("%q is missing in: %v", part, err)
 		}
@@ -170,9 +171,14 @@ func TestLostConnection(t *testing.T) {
 	if n := h.number("select count(*) from telemetry"); n != 10 {
 		t.Errorf("%d rows in the table, want 10", n)
 	}
-	if got := kinds(h.once(partman.RetireLoop)); got != "[archive]" {
-		t.Errorf("the next round did %s", got)
-	}
+	// The server gives the lock back when it has ended the session, which may be after its last word to us.
+	devtest.Eventually(t, func() error {
+		r, err := h.m.RunOnce(h.ctx, partman.RetireLoop)
+		if err == nil && kinds(r) != "[archive]" {
+			err = fmt.Errorf("the next round did %s, skipped %t", kinds(r), r.Skipped)
+		}
+		return err
+	})
 }
 
 // TestRun: the loops do their first round at once, and end with their context.
@@ -190,13 +196,30 @@ func TestRun(t *testing.T) {
 		if _, err := h.pool.Exec(h.ctx, "insert into telemetry default values"); err != nil {
 			return err
 		}
-		if len(h.m.Status()) != 2 {
-			return errors.New("no status of both tables")
+		if len(h.m.Status()) != 2 || h.number("select count(*) from pg_inherits where inhparent = 'telemetry'::regclass") != 3 {
+			return errors.New("not all is done")
 		}
 		return nil
 	})
+	// A day that vanishes comes back with the premade ones, long before the loop's next turn.
+	h.exec("drop table " + h.partition())
+	h.exec("drop table telemetry_p" + h.today.AddDate(0, 0, 1).Format("20060102"))
+	if err := h.m.EnsureNow(h.ctx, "telemetry"); err != nil {
+		t.Error(err)
+	}
+	h.exec("insert into telemetry default values")
+	devtest.Eventually(t, func() error {
+		_, err := h.pool.Exec(h.ctx, "insert into telemetry (last_modified) values (now() + interval '1 day')")
+		return err
+	})
+	// A table whose policy goes is forgotten.
+	h.exec("delete from partition_policy where table_name = 'telemetry_archive'")
 	cancel()
 	if err := <-ended; err != nil {
 		t.Error(err)
+	}
+	h.once(partman.CreateLoop)
+	if st := h.m.Status(); len(st) != 1 || st[0].Table != "telemetry" || len(st[0].Faults) != 0 {
+		t.Errorf("status %+v, want telemetry's without faults", st)
 	}
 }

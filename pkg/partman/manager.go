@@ -24,18 +24,6 @@ const (
 	HealthLoop Loop = "health"
 )
 
-// loop is the one that carries out actions of this kind.
-func (k Kind) loop() Loop {
-	switch k {
-	case Create:
-		return CreateLoop
-	case Move, Detach, Drop:
-		return RetireLoop
-	default:
-		return HealthLoop
-	}
-}
-
 // Retiring is a partition that is about to leave its table, as the hooks see it.
 type Retiring struct {
 	// Schema and Table name the table that loses the partition, PartitionSchema and Partition the leaf.
@@ -50,9 +38,9 @@ type Retiring struct {
 // asked about again in the next round.
 type Blocked struct {
 	// Reason is one word of a closed set: it becomes a metric's label.
-	Reason string
+	Reason string `json:"reason"`
 	// Detail is for a person.
-	Detail string
+	Detail string `json:"detail,omitempty"`
 }
 
 func (b *Blocked) Error() string { return b.Reason + ": " + b.Detail }
@@ -123,6 +111,8 @@ type Manager struct {
 	cfg     Config
 	metrics *metrics
 	ensure  flights
+	// wake lets the create loop begin its next round at once.
+	wake chan struct{}
 
 	mu     sync.Mutex
 	status map[string]TableStatus
@@ -138,7 +128,7 @@ func New(cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("register partition metrics: %w", err)
 	}
-	return &Manager{cfg: cfg, metrics: m, status: make(map[string]TableStatus)}, nil
+	return &Manager{cfg: cfg, metrics: m, wake: make(chan struct{}, 1), status: make(map[string]TableStatus)}, nil
 }
 
 // Run runs the three loops until ctx ends, and returns when the last one has stopped. What they meet is logged and
@@ -159,10 +149,15 @@ func (m *Manager) loop(ctx context.Context, loop Loop, every time.Duration) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	told := make(map[string]string)
+	var wake chan struct{}
+	if loop == CreateLoop {
+		wake = m.wake
+	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-wake:
 		case <-timer.C:
 		}
 		result, err := m.RunOnce(ctx, loop)
@@ -178,7 +173,7 @@ func (m *Manager) loop(ctx context.Context, loop Loop, every time.Duration) {
 func report(log *zap.Logger, r Result, err error, told map[string]string) {
 	for _, a := range r.Done {
 		log.Info("partition action done", zap.String("action", string(a.Kind)), zap.String("table", a.Schema+"."+a.Table),
-			zap.String("partition", a.Partition), zap.Time("from", a.From), zap.Time("to", a.To))
+			zap.String("partition", a.Partition))
 	}
 	now := make(map[string]string, len(r.Refused)+1)
 	for _, b := range r.Refused {
@@ -215,8 +210,8 @@ type Result struct {
 
 // Refusal is an action that a guard refused.
 type Refusal struct {
-	Action  Action
-	Blocked *Blocked
+	Action  Action   `json:"action"`
+	Blocked *Blocked `json:"blocked"`
 }
 
 // RunOnce does one round of a loop over all policies. A table that fails does not keep the others from their turn; the
@@ -227,11 +222,14 @@ func (m *Manager) RunOnce(ctx context.Context, loop Loop) (Result, error) {
 	if err != nil {
 		return result, err
 	}
+	m.forget(policies)
 	var faults []error
 	for _, p := range policies {
-		if err := m.keep(ctx, p, loop, &result); err != nil {
+		err := m.keep(ctx, p, loop, &result)
+		if err != nil {
 			faults = append(faults, err)
 		}
+		m.observeFault(p, loop, err)
 		if ctx.Err() != nil {
 			break
 		}

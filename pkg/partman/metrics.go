@@ -34,6 +34,14 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	return m, nil
 }
 
+func (m *metrics) forget(table string) {
+	label := prometheus.Labels{"table": table}
+	for _, g := range []*prometheus.GaugeVec{m.runway, m.partitions, m.drift, m.blocked} {
+		g.DeletePartialMatch(label)
+	}
+	m.actions.DeletePartialMatch(label)
+}
+
 func (m *metrics) action(table string, k Kind, result string) {
 	m.actions.WithLabelValues(table, string(k), result).Inc()
 }

@@ -58,6 +58,8 @@ type Action struct {
 
 	// leafSchema is the partition's own schema, which may differ from its parent's.
 	leafSchema string
+	// pastRetention is set for the repair of a leaf past retention: the retire loop does it, so that none repairs what another moves.
+	pastRetention bool
 	// subject tells apart two actions of one kind on one partition.
 	subject string
 	// detached is the mark that a drop must find.
@@ -79,7 +81,7 @@ func NewPlan(p Policy, s Snapshot, now time.Time) Plan {
 	plan := Plan{Schema: p.Schema, Table: p.Table, Now: now.UTC()}
 	names := newNames(s.Taken)
 	plan.Actions = append(plan.Actions, planCreate(p, s, now, names)...)
-	plan.Actions = append(plan.Actions, planHealth(p, s, names)...)
+	plan.Actions = append(plan.Actions, planHealth(p, s, now, names)...)
 	plan.Actions = append(plan.Actions, planRetire(p, s, now, names)...)
 	plan.Actions = append(plan.Actions, planAnalyze(p, s, now)...)
 	return plan
@@ -102,6 +104,18 @@ func (p Plan) Limit(n int) Plan {
 }
 
 func (k Kind) retires() bool { return k == Move || k == Detach || k == Drop }
+
+// loop is the one that carries out the action.
+func (a Action) loop() Loop {
+	switch {
+	case a.Kind == Create:
+		return CreateLoop
+	case a.Kind.retires() || a.pastRetention:
+		return RetireLoop
+	default:
+		return HealthLoop
+	}
+}
 
 // key identifies an action across two plans of one table.
 func (a Action) key() string {

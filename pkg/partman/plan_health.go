@@ -2,6 +2,7 @@ package partman
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -11,16 +12,21 @@ const analyzeEvery = 24 * time.Hour
 
 // planHealth repairs leaves: indexes that are missing, invalid or not attached, and storage parameters. One action
 // repairs one thing of one leaf, so that each is complete in itself.
-func planHealth(p Policy, s Snapshot, names names) []Action {
+func planHealth(p Policy, s Snapshot, now time.Time, names names) []Action {
 	var actions []Action
 	for _, leaf := range s.Partitions {
 		if leaf.Kind != "r" || leaf.DetachPending {
 			continue
 		}
-		actions = append(actions, repairIndexes(p, s, leaf, names)...)
+		repairs := repairIndexes(p, s, leaf, names)
 		if wrong := wrongStorage(p, leaf); len(wrong) > 0 {
-			actions = append(actions, storageAction(p, leaf, wrong))
+			repairs = append(repairs, storageAction(p, leaf, wrong))
 		}
+		boundary, limited := Boundary(p, now)
+		for n := range repairs {
+			repairs[n].pastRetention = limited && leaf.expired(boundary)
+		}
+		actions = append(actions, repairs...)
 	}
 	return append(actions, validateParents(p, s)...)
 }
@@ -31,6 +37,7 @@ type drift struct {
 	parent *CatalogIndex
 	policy *Index
 	// have is the leaf's own index: to be attached if it is valid, else to be rebuilt (attached) or dropped (not attached).
+	// Where it is all there is, a build or rebuild that failed left it behind, and another does its work.
 	have *CatalogIndex
 }
 
@@ -54,7 +61,28 @@ func indexDrift(p Policy, s Snapshot, leaf Partition) []drift {
 			all = append(all, d)
 		}
 	}
+	return append(all, leftBehind(p, s, leaf, all)...)
+}
+
+// leftBehind lists the invalid indexes of which the leaf has a better one: REINDEX CONCURRENTLY leaves such, as …_ccnew.
+func leftBehind(p Policy, s Snapshot, leaf Partition, known []drift) []drift {
+	var all []drift
+	for n := range leaf.Indexes {
+		have := &leaf.Indexes[n]
+		if have.Valid || have.Parent != 0 || slices.ContainsFunc(known, func(d drift) bool { return d.have == have }) {
+			continue
+		}
+		declared := slices.ContainsFunc(s.Indexes, have.equals) ||
+			slices.ContainsFunc(p.Indexes, func(i Index) bool { return i.matches(*have) })
+		if declared {
+			all = append(all, drift{have: have})
+		}
+	}
 	return all
+}
+
+func (c CatalogIndex) equals(other CatalogIndex) bool {
+	return c.Unique == other.Unique && c.Constraint == other.Constraint && c.Tail == other.Tail
 }
 
 func parentDrift(parent *CatalogIndex, leaf Partition, used map[uint32]bool) (drift, bool) {
@@ -65,9 +93,7 @@ func parentDrift(parent *CatalogIndex, leaf Partition, used map[uint32]bool) (dr
 			return drift{parent: parent, have: have}, !have.Valid
 		}
 	}
-	have := pick(leaf, used, func(c CatalogIndex) bool {
-		return c.Unique == parent.Unique && c.Constraint == parent.Constraint && c.Tail == parent.Tail
-	})
+	have := pick(leaf, used, parent.equals)
 	return drift{parent: parent, have: have}, true
 }
 
@@ -114,6 +140,11 @@ func (d drift) statements(leaf Partition, names names) (subject string, list []S
 	}
 	var name string
 	switch {
+	case d.parent == nil && d.policy == nil:
+		// SHARE UPDATE EXCLUSIVE on the leaf; waits for those who may still use the index.
+		add(0, "SHARE UPDATE EXCLUSIVE", "left behind by a build that failed; another index does its work",
+			"drop index concurrently "+ident(d.have.Schema, d.have.Name))
+		return "drop " + d.have.Name, list
 	case d.have != nil && d.have.Valid:
 		name = d.have.Name
 	case d.have != nil && d.have.Parent != 0:

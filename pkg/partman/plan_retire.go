@@ -107,7 +107,7 @@ func missingInArchive(s Snapshot, leaf Partition) (CatalogIndex, bool) {
 // availableOn says that ATTACH would adopt an index of the leaf instead of building one.
 func (c CatalogIndex) availableOn(leaf Partition) bool {
 	for _, have := range leaf.Indexes {
-		if have.Valid && have.Unique == c.Unique && have.Constraint == c.Constraint && have.Tail == c.Tail {
+		if have.Valid && have.equals(c) {
 			return true
 		}
 	}

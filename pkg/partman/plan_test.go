@@ -208,6 +208,11 @@ func healthCases() []golden {
 		{"index_of_policy_missing", live(), now, change(func(s *partman.Snapshot, today *partman.Partition) { today.Indexes = today.Indexes[:2] })},
 		{"index_of_policy_invalid", live(), now, change(func(s *partman.Snapshot, today *partman.Partition) { today.Indexes[2].Valid = false })},
 		{"index_of_parent_stayed_invalid", live(), now, change(func(s *partman.Snapshot, _ *partman.Partition) { s.Indexes[0].Valid = false })},
+		{"index_left_behind", live(), now, change(func(s *partman.Snapshot, today *partman.Partition) {
+			left := today.Indexes[0]
+			left.OID, left.Name, left.Parent, left.Valid = 8, left.Name+"_ccnew", 0, false
+			today.Indexes = append(today.Indexes, left)
+		})},
 		{"index_of_a_person", live(), now, change(func(s *partman.Snapshot, today *partman.Partition) {
 			today.Indexes = append(today.Indexes, partman.CatalogIndex{OID: 9, Schema: "public", Name: "mine", Tail: "USING btree (payload)"})
 		})},

@@ -23,6 +23,8 @@ type TableStatus struct {
 	CoveredUntil time.Time `json:"covered_until,omitzero"`
 	Partitions   int       `json:"partitions"`
 	Findings     []Finding `json:"findings"`
+	// Faults holds, for each loop whose last round failed on this table, the error's text.
+	Faults map[Loop]string `json:"faults,omitempty"`
 }
 
 // Status returns what the last rounds saw, ordered by table. It asks nothing of the database. It is empty before the first round.
@@ -145,7 +147,7 @@ func (m *Manager) each(ctx context.Context, do func(Policy, Snapshot) error) err
 	return errors.Join(faults...)
 }
 
-func (m *Manager) inspect(ctx context.Context, db DB, p Policy) (Snapshot, error) {
+func (m *Manager) inspect(ctx context.Context, db Beginner, p Policy) (Snapshot, error) {
 	s, err := Inspect(ctx, db, p)
 	if err == nil {
 		s.Now = m.cfg.Now(s.Now)
@@ -186,8 +188,40 @@ func (m *Manager) observe(p Policy, s Snapshot) {
 		m.metrics.runway.WithLabelValues(label).Set(Runway(s, s.Now).Seconds())
 	}
 	m.mu.Lock()
+	st.Faults = m.status[p.String()].Faults
 	m.status[p.String()] = st
 	m.mu.Unlock()
+}
+
+// observeFault keeps or clears a loop's last error on a table. The map is replaced, since Status has given the old one away.
+func (m *Manager) observeFault(p Policy, loop Loop, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	st := m.status[p.String()]
+	st.Schema, st.Table = p.Schema, p.Table
+	faults := maps.Clone(st.Faults)
+	delete(faults, loop)
+	if err != nil {
+		if faults == nil {
+			faults = make(map[Loop]string)
+		}
+		faults[loop] = err.Error()
+	}
+	st.Faults = faults
+	m.status[p.String()] = st
+}
+
+// forget drops status and metrics of tables that have no policy any more.
+func (m *Manager) forget(policies []Policy) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, st := range m.status {
+		if slices.ContainsFunc(policies, func(p Policy) bool { return p.String() == name }) {
+			continue
+		}
+		delete(m.status, name)
+		m.metrics.forget(m.label(Policy{Schema: st.Schema, Table: st.Table}))
+	}
 }
 
 // observeRefused sets how many partitions of the table the last round of retiring could not let go, by reason: the guard's
