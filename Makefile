@@ -21,7 +21,7 @@ test: bin/promtool
 # The proofs at the sizes that are claimed; the figures they print make docs/proof.md.
 prove:
 	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler
-	@$(GO) run ./tools/prove
+	@GO="$(GO)" sh tools/prove.sh
 
 bench:
 	@sh tools/install.sh postgresql mosquitto

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -12,10 +13,7 @@ import (
 func setupConfigCheck(*flag.FlagSet) func(context.Context, *call) error {
 	return func(_ context.Context, c *call) error {
 		s, err := c.loader.Load(c.getenv)
-		if err != nil {
-			return err
-		}
-		if err := s.Validate(); err != nil {
+		if err := errors.Join(err, s.Validate()); err != nil {
 			return err
 		}
 		_, err = fmt.Fprintln(c.stdout, "the configuration is valid")

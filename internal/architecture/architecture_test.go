@@ -40,7 +40,6 @@ var allowed = map[string][]string{
 	"plenum/deploy":               {},
 	"plenum/deploy/docker/readyz": {},
 	"plenum/bench":                {"plenum/internal/devenv"},
-	"plenum/tools/prove":          {},
 }
 
 // onlyIn keeps a dependency where it belongs, so that it can be replaced there.

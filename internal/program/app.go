@@ -87,6 +87,10 @@ func (a *App) WithHTTP(ctx context.Context, withFeed bool, out io.Writer, work f
 		return err
 	}
 	a.Log.Info("serving HTTP", zap.String("address", server.Addr()))
+	if httpapi.Exposed(server.Addr()) {
+		a.Log.Warn("HTTP has no authentication: whoever reaches this address can read the telemetry and move consumers; put an authenticating proxy before it",
+			zap.String("address", server.Addr()))
+	}
 	if out != nil {
 		fmt.Fprintf(out, "HTTP        http://%s\n", server.Addr())
 	}

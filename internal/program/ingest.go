@@ -145,7 +145,7 @@ func (p *path) run(ctx context.Context, a *App, lock *store.NameLock) error {
 	parts.Go(func() { _ = p.manager.Run(managing) })
 	storing.Go(func() { _ = p.pipeline.Run(work) })
 	parts.Go(func() {
-		if err := guardLock(ctx, a, lock); err != nil {
+		if err := guardLock(managing, a, lock); err != nil { // until the broker is left
 			stop(err)
 		}
 	})
@@ -186,7 +186,8 @@ func (p *path) stop(ctx context.Context, a *App, cut context.CancelFunc, storing
 	}
 	t := p.pipeline.Totals()
 	a.Log.Info("drained", zap.Int64("messages", t.Messages), zap.Int64("received", t.Received), zap.Int64("stored", t.Stored),
-		zap.Int64("duplicate", t.Duplicate), zap.Int64("quarantined", t.Quarantined))
+		zap.Int64("duplicate", t.Duplicate), zap.Int64("quarantined", t.Quarantined),
+		zap.Int64("left_to_broker", t.Late))
 	return err
 }
 

@@ -152,9 +152,12 @@ func (l *Loader) flatten(name string, n *yaml.Node, into map[string]string, faul
 		for i := 0; i+1 < len(n.Content); i += 2 {
 			l.flatten(strings.TrimPrefix(name+"."+n.Content[i].Value, "."), n.Content[i+1], into, fault)
 		}
-	case at < 0 && name == "" && n.Tag == "!!null":
+	case at < 0 && n.Tag == "!!null" && l.isSection(name):
+	case name == "":
+		fault("holds no keys")
 	case at < 0:
-		fault("unknown key %q", name)
+		shown, _, _ := strings.Cut(name, ":") // what follows may be a value, without the space that makes it one
+		fault("unknown key %q", shown)
 	case n.Kind == yaml.ScalarNode && n.Tag == "!!null":
 		into[name] = ""
 	case n.Kind == yaml.ScalarNode:
@@ -168,6 +171,11 @@ func (l *Loader) flatten(name string, n *yaml.Node, into map[string]string, faul
 	default:
 		fault("%s: is no plain value; quote one that begins with {, [, & or *", name)
 	}
+}
+
+// isSection says whether keys begin with name; the whole file is one.
+func (l *Loader) isSection(name string) bool {
+	return name == "" || slices.ContainsFunc(l.keys, func(k key) bool { return strings.HasPrefix(k.name, name+".") })
 }
 
 func isNoScalar(n *yaml.Node) bool { return n.Kind != yaml.ScalarNode }

@@ -103,7 +103,7 @@ func (s *Settings) keys(listen string) []key {
 		integer("sync.batch_rows", &s.Sync.BatchRows, "5000", "rows of a marking transaction"),
 		integer("sync.workers", &s.Sync.Workers, "1", "marking transactions at once"),
 
-		text("http.listen", &s.HTTP.Listen, listen, "loopback address and port"),
+		text("http.listen", &s.HTTP.Listen, listen, "IP address and port; there is no authentication, so others than loopback are warned of"),
 		text("log.level", &s.Log.Level, "info", "debug, info, warn or error"),
 		text("log.format", &s.Log.Format, "", "json or console (default console on a terminal)"),
 	}

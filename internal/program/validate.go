@@ -4,8 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/zap/zapcore"
 
@@ -89,13 +89,14 @@ func checkURL(key, url string) error {
 		return fmt.Errorf("%s: is not set", key)
 	}
 	_, err := pgxpool.ParseConfig(url)
-	if parse := (*pgconn.ParseConfigError)(nil); errors.As(err, &parse) {
-		err = errors.Unwrap(parse)
+	if err == nil {
+		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("%s: cannot be read as a connection URL: %w", key, err)
+	reason := err.Error() // cannot parse `URL`: reason
+	if i := strings.LastIndex(reason, "`: "); i >= 0 {
+		reason = reason[i+len("`: "):]
 	}
-	return nil
+	return fmt.Errorf("%s: cannot be read as a connection URL: %s", key, reason)
 }
 
 func (s Settings) validatePartitions() error {

@@ -26,7 +26,7 @@ type RequestError struct{ Reason string }
 
 func (e *RequestError) Error() string { return e.Reason }
 
-// A UnknownError names a consumer that does not exist.
+// An UnknownError names a consumer that does not exist.
 type UnknownError struct{ Name string }
 
 func (e *UnknownError) Error() string {
@@ -69,6 +69,8 @@ type Request struct {
 	From  string        // where a new consumer starts: earliest (also ""), latest, or an RFC 3339 time of processing
 	Limit int           // rows, 1 to MaxLimit; the last batch may exceed it
 	Wait  time.Duration // how long to wait for a first row, up to MaxWait
+
+	Stop <-chan struct{} // ends the wait early, as if it had passed; may be nil
 }
 
 // Page is what a read returns.
@@ -95,21 +97,46 @@ func (f *Feed) Read(ctx context.Context, r Request) (Page, error) {
 		select {
 		case <-ctx.Done():
 			return page, ctx.Err()
+		case <-r.Stop:
+			return page, nil
 		case <-time.After(min(pollEvery, time.Until(deadline))):
 		}
 	}
 }
 
 func (r Request) validate() error {
+	if err := validateName(r.Name); err != nil {
+		return err
+	}
+	_, fromErr := parseFrom(r.From)
 	switch {
-	case !validName.MatchString(r.Name):
-		return &RequestError{fmt.Sprintf("consumer name %q: want 1 to 64 letters, digits, dots, underscores and hyphens, the first a letter or digit", r.Name)}
+	case fromErr != nil:
+		return fromErr
 	case r.Limit < 1 || r.Limit > MaxLimit:
 		return &RequestError{fmt.Sprintf("limit %d is not from 1 to %d", r.Limit, MaxLimit)}
 	case r.Wait < 0 || r.Wait > MaxWait:
 		return &RequestError{fmt.Sprintf("wait %s is not from 0s to %s", r.Wait, MaxWait)}
 	}
 	return nil
+}
+
+func validateName(name string) error {
+	if validName.MatchString(name) {
+		return nil
+	}
+	return &RequestError{fmt.Sprintf("consumer name %q: want 1 to 64 letters, digits, dots, underscores and hyphens, the first a letter or digit", name)}
+}
+
+// parseFrom returns the time that from is, zero where it is a word.
+func parseFrom(from string) (time.Time, error) {
+	if from == "" || from == "earliest" || from == "latest" {
+		return time.Time{}, nil
+	}
+	t, err := time.Parse(time.RFC3339, from)
+	if err != nil {
+		return t, &RequestError{fmt.Sprintf("from %q is none of earliest, latest and an RFC 3339 time (in a URL, + is written %%2B)", from)}
+	}
+	return t, nil
 }
 
 // consumer returns the consumer, created where From says if it is new.
@@ -125,26 +152,22 @@ func (f *Feed) consumer(ctx context.Context, r Request) (store.Consumer, error) 
 	if err := store.CreateConsumer(ctx, f.pool, r.Name, start); err != nil {
 		return c, err
 	}
-	c, ok, err = store.ReadConsumer(ctx, f.pool, r.Name)
-	if err == nil && !ok {
-		err = &UnknownError{r.Name}
-	}
-	return c, err
+	return f.known(ctx, r.Name)
 }
 
 func (f *Feed) start(ctx context.Context, from string) (int64, error) {
-	if from == "" || from == "earliest" || from == "latest" {
-		horizon, head, err := store.FeedBounds(ctx, f.pool)
-		if from == "latest" {
-			return head, err
-		}
-		return horizon, err
-	}
-	t, err := time.Parse(time.RFC3339, from)
+	t, err := parseFrom(from)
 	if err != nil {
-		return 0, &RequestError{fmt.Sprintf("from %q is none of earliest, latest and an RFC 3339 time", from)}
+		return 0, err
 	}
-	return store.FeedPositionBefore(ctx, f.pool, t)
+	if !t.IsZero() {
+		return store.FeedPositionBefore(ctx, f.pool, t)
+	}
+	horizon, head, err := store.FeedBounds(ctx, f.pool)
+	if from == "latest" {
+		return head, err
+	}
+	return horizon, err
 }
 
 // page reads the horizon after the rows: rows that were dropped while it read make it fail, not skip.
@@ -173,12 +196,12 @@ func (f *Feed) page(ctx context.Context, c store.Consumer, limit int) (Page, err
 
 // Commit moves the consumer to position. The same position again is no error.
 func (f *Feed) Commit(ctx context.Context, name string, position int64) error {
-	c, ok, err := store.ReadConsumer(ctx, f.pool, name)
-	if err != nil {
+	if err := validateName(name); err != nil {
 		return err
 	}
-	if !ok {
-		return &UnknownError{name}
+	c, err := f.known(ctx, name)
+	if err != nil {
+		return err
 	}
 	_, head, err := store.FeedBounds(ctx, f.pool)
 	if err != nil {
@@ -188,8 +211,19 @@ func (f *Feed) Commit(ctx context.Context, name string, position int64) error {
 		return &PositionError{name, position, c.Position, head}
 	}
 	moved, err := store.AdvanceConsumer(ctx, f.pool, name, position)
-	if err == nil && !moved {
-		err = &PositionError{name, position, c.Position, head}
+	if err != nil || moved {
+		return err
 	}
-	return err
+	if c, err = f.known(ctx, name); err != nil { // another reader of the same consumer may just have moved it
+		return err
+	}
+	return &PositionError{name, position, c.Position, head}
+}
+
+func (f *Feed) known(ctx context.Context, name string) (store.Consumer, error) {
+	c, ok, err := store.ReadConsumer(ctx, f.pool, name)
+	if err == nil && !ok {
+		err = &UnknownError{name}
+	}
+	return c, err
 }

@@ -19,16 +19,17 @@ type Observer struct {
 	pool             *pgxpool.Pool
 	log              *zap.Logger
 	batches, seconds *prometheus.GaugeVec
+	names            map[string]bool // of the consumers that have gauges; RunOnce's
 }
 
 // NewObserver returns an Observer of the consumers in pool's database.
 func NewObserver(pool *pgxpool.Pool, log *zap.Logger, reg prometheus.Registerer) *Observer {
 	f := promauto.With(reg)
-	return &Observer{pool, log,
-		f.NewGaugeVec(prometheus.GaugeOpts{
+	return &Observer{pool: pool, log: log,
+		batches: f.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "plenum_feed_consumer_lag_batches", Help: "Batches that the consumer has not committed.",
 		}, []string{"consumer"}),
-		f.NewGaugeVec(prometheus.GaugeOpts{
+		seconds: f.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "plenum_feed_consumer_lag_seconds", Help: "Time since the oldest batch that the consumer has not committed was processed.",
 		}, []string{"consumer"}),
 	}
@@ -50,17 +51,23 @@ func (o *Observer) Run(ctx context.Context) {
 	}
 }
 
-// RunOnce sets the gauges; a consumer that is gone has none.
+// RunOnce sets the gauges; a consumer that is gone has none. It is not to be called twice at once.
 func (o *Observer) RunOnce(ctx context.Context) error {
 	lags, err := store.ConsumerLags(ctx, o.pool)
 	if err != nil {
 		return err
 	}
-	o.batches.Reset()
-	o.seconds.Reset()
+	gone := o.names
+	o.names = make(map[string]bool, len(lags))
 	for _, l := range lags {
+		o.names[l.Name] = true
+		delete(gone, l.Name)
 		o.batches.WithLabelValues(l.Name).Set(float64(l.Batches))
 		o.seconds.WithLabelValues(l.Name).Set(l.Oldest.Seconds())
+	}
+	for name := range gone {
+		o.batches.DeleteLabelValues(name)
+		o.seconds.DeleteLabelValues(name)
 	}
 	return nil
 }

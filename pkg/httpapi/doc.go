@@ -6,5 +6,7 @@
 //   - /readyz answers 503 only when the program cannot do its work, and then with each reason. What an operator
 //     should look at soon is a warning with 200.
 //   - Errors are problem details (RFC 9457) that say what was asked, what is wrong and what would be right.
-//   - Without authentication only a loopback address may be listened on.
+//   - There is no authentication: an address that others can reach is said in the log. A page of another origin can
+//     change nothing through its reader's browser.
+//   - A client that stops reading is cut off; one that is being answered when the server stops gets its answer.
 package httpapi

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 	"strconv"
 	"time"
 
@@ -17,7 +20,10 @@ import (
 
 const maxBody = 64 << 10
 
-type feedHandler struct{ feed *feed.Feed }
+type feedHandler struct {
+	feed     *feed.Feed
+	stopping <-chan struct{}
+}
 
 // read answers GET /api/v1/feed/{name}: NDJSON rows, and in Plenum-Position what to commit.
 func (h feedHandler) read(w http.ResponseWriter, r *http.Request) {
@@ -26,11 +32,8 @@ func (h feedHandler) read(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusBadRequest, err.Error())
 		return
 	}
+	req.Stop = h.stopping
 	page, err := h.feed.Read(r.Context(), req)
-	if r.Context().Err() != nil && err != nil {
-		writeProblem(w, http.StatusServiceUnavailable, "the server is stopping; read again")
-		return
-	}
 	if err != nil {
 		feedProblem(err).write(w)
 		return
@@ -41,41 +44,67 @@ func (h feedHandler) read(w http.ResponseWriter, r *http.Request) {
 }
 
 func readRequest(r *http.Request) (feed.Request, error) {
-	q := r.URL.Query()
-	req := feed.Request{Name: chi.URLParam(r, "name"), From: q.Get("from"), Limit: feed.DefaultLimit}
+	req := feed.Request{Name: consumerName(r), Limit: feed.DefaultLimit}
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return req, fmt.Errorf("query: %w", err)
+	}
 	var errs []error
-	for key, values := range q {
-		var err error
-		switch key {
-		case "from":
-		case "limit":
-			req.Limit, err = strconv.Atoi(values[0])
-		case "wait":
-			req.Wait, err = time.ParseDuration(values[0])
-		default:
-			err = errors.New("unknown parameter; known are limit, wait and from")
+	for _, key := range slices.Sorted(maps.Keys(q)) {
+		if err := setParameter(&req, key, q[key][0]); err != nil {
+			errs = append(errs, err)
 		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("%s=%q: %w", key, values[0], err))
+		if len(q[key]) > 1 {
+			errs = append(errs, fmt.Errorf("%s: given %d times", key, len(q[key])))
 		}
 	}
 	return req, errors.Join(errs...)
 }
 
-// writeRows copies payload as PostgreSQL printed it: numbers keep every digit.
-func writeRows(w io.Writer, rows []store.FeedRow) {
+func setParameter(req *feed.Request, key, value string) (err error) {
+	switch key {
+	case "from":
+		req.From = value
+	case "limit":
+		if req.Limit, err = strconv.Atoi(value); err != nil {
+			return fmt.Errorf("limit %q is not a whole number", value)
+		}
+	case "wait":
+		if req.Wait, err = time.ParseDuration(value); err != nil {
+			return fmt.Errorf("wait %q is not a duration, such as 20s", value)
+		}
+	default:
+		return fmt.Errorf("unknown parameter %q: known are limit, wait and from", key)
+	}
+	return nil
+}
+
+// consumerName is the path's name; chi gives it escaped where the client escaped more than it had to.
+func consumerName(r *http.Request) string {
+	name := chi.URLParam(r, "name")
+	if unescaped, err := url.PathUnescape(name); err == nil && r.URL.RawPath != "" {
+		return unescaped
+	}
+	return name
+}
+
+// writeRows copies payload as PostgreSQL printed it: numbers keep every digit. A client that has gone has
+// committed nothing, so that an error needs no more than to stop.
+func writeRows(w http.ResponseWriter, rows []store.FeedRow) {
 	const chunk = 64 << 10
 	buf := make([]byte, 0, chunk+4096)
 	for i := range rows {
 		buf = appendRow(buf, &rows[i])
-		if len(buf) >= chunk {
+		if len(buf) >= chunk || i == len(rows)-1 {
+			if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+				return
+			}
 			if _, err := w.Write(buf); err != nil {
-				return // the client has gone; it has committed nothing
+				return
 			}
 			buf = buf[:0]
 		}
 	}
-	_, _ = w.Write(buf)
 }
 
 func appendRow(buf []byte, r *store.FeedRow) []byte {
@@ -107,16 +136,29 @@ func (h feedHandler) commit(w http.ResponseWriter, r *http.Request) {
 	var body struct {
 		Position *int64 `json:"position"`
 	}
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&body); err != nil || body.Position == nil || *body.Position < 0 {
+	if err := decodeBody(w, r, &body); err != nil || body.Position == nil || *body.Position < 0 {
 		writeProblem(w, http.StatusBadRequest, `the body must be {"position": N}, N being a Plenum-Position that a read returned`)
 		return
 	}
-	if err := h.feed.Commit(r.Context(), chi.URLParam(r, "name"), *body.Position); err != nil {
+	name := consumerName(r)
+	if err := h.feed.Commit(r.Context(), name, *body.Position); err != nil {
 		feedProblem(err).write(w)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	fmt.Fprintf(w, "{\"name\":%q,\"position\":%d}\n", chi.URLParam(r, "name"), *body.Position)
+	answer := append(appendString([]byte(`{"name":`), name), `,"position":`...)
+	_, _ = w.Write(append(strconv.AppendInt(answer, *body.Position, 10), "}\n"...)) // as in writeRows
+}
+
+// decodeBody reads exactly one JSON value without unknown members.
+func decodeBody(w http.ResponseWriter, r *http.Request, into any) error {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
+	d.DisallowUnknownFields()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("more than one value")
+	}
+	return nil
 }

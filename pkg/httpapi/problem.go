@@ -50,7 +50,7 @@ func feedProblem(err error) problem {
 		p.Status, p.Oldest = http.StatusGone, &gone.Oldest
 	case errors.As(err, &incomplete):
 	default:
-		p.Detail = "the feed cannot be read now: " + err.Error()
+		p.Detail = "the feed cannot answer now: " + err.Error()
 	}
 	return p
 }

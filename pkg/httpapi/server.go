@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/go-chi/chi/v5"
@@ -16,9 +18,12 @@ import (
 	"plenum/pkg/feed"
 )
 
+// writeTimeout is how long a client may take to accept a piece of an answer.
+const writeTimeout = 30 * time.Second
+
 // Config says what a server serves.
 type Config struct {
-	Listen  string // host:port; the host is a loopback address
+	Listen  string // host:port
 	Health  *Health
 	Metrics prometheus.Gatherer
 	Feed    *feed.Feed // nil: not served
@@ -28,19 +33,30 @@ type Config struct {
 type Server struct {
 	listener net.Listener
 	http     http.Server
-	cancel   context.CancelFunc
+	stop     context.CancelFunc // ends long polls
+	cut      context.CancelFunc // ends the requests' contexts
 }
 
 // ValidateListen returns why addr may not be listened on, naming the key http.listen.
 func ValidateListen(addr string) error {
-	host, _, err := net.SplitHostPort(addr)
+	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
-		return fmt.Errorf("http.listen: %q: %w", addr, err)
+		return fmt.Errorf("http.listen: %q is not host:port: %w", addr, err)
 	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("http.listen: %q is no loopback address; there is no authentication yet, so put a proxy before it", addr)
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return fmt.Errorf("http.listen: %q: the port is not a number from 0 to 65535", addr)
+	}
+	if host != "" && host != "localhost" && net.ParseIP(host) == nil {
+		return fmt.Errorf("http.listen: %q: the host is neither an IP address nor localhost", addr)
 	}
 	return nil
+}
+
+// Exposed says whether others than this machine can reach a valid addr: there is no authentication.
+func Exposed(addr string) bool {
+	host, _, _ := net.SplitHostPort(addr)
+	ip := net.ParseIP(host)
+	return host != "localhost" && (ip == nil || !ip.IsLoopback())
 }
 
 // Listen opens the address, so that a taken one is an error at once; Serve answers.
@@ -52,12 +68,14 @@ func Listen(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("http.listen: %w", err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	s := &Server{listener: l, cancel: cancel}
+	ctx, cut := context.WithCancel(context.Background())
+	stopping, stop := context.WithCancel(ctx)
+	s := &Server{listener: l, stop: stop, cut: cut}
 	s.http = http.Server{
-		Handler:           Handler(c),
+		Handler:           handler(c, stopping.Done()),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      feed.MaxWait + writeTimeout,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
@@ -76,31 +94,59 @@ func (s *Server) Serve() error {
 	return nil
 }
 
-// Close ends long polls, lets other requests finish until ctx ends, and cuts what is left.
+// Close ends long polls, which answer that nothing came, lets other requests finish until ctx ends, and cuts what
+// is left.
 func (s *Server) Close(ctx context.Context) error {
-	s.cancel()
-	if err := s.http.Shutdown(ctx); err != nil {
-		return errors.Join(err, s.http.Close())
+	s.stop()
+	err := s.http.Shutdown(ctx)
+	s.cut()
+	if err != nil {
+		err = errors.Join(fmt.Errorf("stop HTTP on %s: %w", s.Addr(), err), s.http.Close())
 	}
-	return nil
+	if closeErr := s.listener.Close(); closeErr != nil && !errors.Is(closeErr, net.ErrClosed) { // open where Serve was not called
+		err = errors.Join(err, closeErr)
+	}
+	return err
 }
 
-// Handler is the routes alone.
-func Handler(c Config) http.Handler {
+// handler is the routes. Long polls end when stopping is closed.
+func handler(c Config, stopping <-chan struct{}) http.Handler {
 	r := chi.NewRouter()
 	r.NotFound(func(w http.ResponseWriter, r *http.Request) {
 		writeProblem(w, http.StatusNotFound, "there is nothing at "+r.URL.Path)
 	})
 	r.MethodNotAllowed(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Allow", allowed(r))
 		writeProblem(w, http.StatusMethodNotAllowed, r.Method+" is not allowed at "+r.URL.Path)
 	})
 	r.Get("/livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
 	r.Get("/readyz", c.Health.serveReady)
 	r.Method(http.MethodGet, "/metrics", promhttp.HandlerFor(c.Metrics, promhttp.HandlerOpts{}))
 	if c.Feed != nil {
-		h := feedHandler{c.Feed}
+		h := feedHandler{c.Feed, stopping}
 		r.Get("/api/v1/feed/{name}", h.read)
 		r.Post("/api/v1/feed/{name}/commit", h.commit)
 	}
-	return r
+	return sameOrigin(r)
+}
+
+// allowed lists the methods of the path, as RFC 9110 wants with 405.
+func allowed(r *http.Request) string {
+	var methods []string
+	for _, m := range []string{http.MethodGet, http.MethodPost} {
+		if chi.RouteContext(r.Context()).Routes.Match(chi.NewRouteContext(), m, r.URL.Path) {
+			methods = append(methods, m)
+		}
+	}
+	return strings.Join(methods, ", ")
+}
+
+// sameOrigin refuses what a page of another origin makes a browser on this machine send: a loopback address is no
+// protection from that.
+func sameOrigin(h http.Handler) http.Handler {
+	p := http.NewCrossOriginProtection()
+	p.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		writeProblem(w, http.StatusForbidden, "a page of another origin may not do this")
+	}))
+	return p.Handler(h)
 }

@@ -12,6 +12,9 @@
 //     yet seen done, in messages and bytes, which bounds the queue.
 //   - All rows of a message are in one batch, so in one transaction.
 //   - A batch that cannot be stored is tried again, with full jitter, until it is stored or the run is given up;
-//     what is given up stays unacknowledged.
-//   - received = stored + duplicate + quarantined, once everything received is done.
+//     what is given up stays unacknowledged. A try is cut off after a minute, so that a database which has stopped
+//     answering is a failure that readiness shows.
+//   - Failing is set while any batch waits for another try, whatever the other writers do.
+//   - A message that comes after Drain is neither stored nor acknowledged nor counted as received: the broker keeps it.
+//   - received = stored + duplicate + quarantined, once everything received is done, and never less before.
 package ingest

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,10 +17,13 @@ import (
 // Config bounds batches and says how many are stored at once.
 type Config struct {
 	BatchRows  int           // rows that seal a batch; the last message's rows may exceed it
-	BatchBytes int           // payload and topic bytes that seal a batch
+	BatchBytes int           // payload and topic bytes that seal a batch; the last message's may exceed it
 	Linger     time.Duration // how long the first message of a batch waits for others
 	Writers    int           // transactions at once
 }
+
+// maxBatchBytes keeps a batch that is quarantined as a whole within one protocol message of PostgreSQL, 1 GiB.
+const maxBatchBytes = 256 << 20
 
 // Validate joins every fault, each naming its key and value.
 func (c Config) Validate() error {
@@ -32,7 +34,7 @@ func (c Config) Validate() error {
 		}
 	}
 	check(c.BatchRows >= 1 && c.BatchRows <= 1_000_000, "ingest.batch_rows", c.BatchRows, "is not from 1 to 1000000")
-	check(c.BatchBytes >= 1024, "ingest.batch_bytes", c.BatchBytes, "is less than 1024")
+	check(c.BatchBytes >= 1024 && c.BatchBytes <= maxBatchBytes, "ingest.batch_bytes", c.BatchBytes, fmt.Sprintf("is not from 1024 to %d", maxBatchBytes))
 	check(c.Linger >= 0 && c.Linger <= time.Minute, "ingest.linger", c.Linger, "is not from 0s to 1m")
 	check(c.Writers >= 1 && c.Writers <= 64, "ingest.writers", c.Writers, "is not from 1 to 64")
 	return errors.Join(errs...)
@@ -47,6 +49,7 @@ type Store interface {
 const (
 	firstRetry = 100 * time.Millisecond
 	lastRetry  = 10 * time.Second
+	tryTimeout = time.Minute // of one try
 )
 
 // Pipeline is the path from a received message to its receipt.
@@ -58,13 +61,7 @@ type Pipeline struct {
 	log     *zap.Logger
 	m       metrics
 	totals  totals
-	failure atomic.Pointer[Failure]
-}
-
-// Failure is a batch that cannot be stored at the moment.
-type Failure struct {
-	Since time.Time
-	Err   error
+	failing failing
 }
 
 // New returns a Pipeline; Run makes it store.
@@ -75,12 +72,9 @@ func New(c Config, d *telemetry.Decoder, s Store, log *zap.Logger, reg prometheu
 	return &Pipeline{decoder: d, store: s, writers: c.Writers, queue: newQueue(c), log: log, m: newMetrics(reg)}, nil
 }
 
-// Receive takes a message in. It does not block. After Drain it must not be called.
-func (p *Pipeline) Receive(m telemetry.Message, r Receipt) {
-	readings, rejects := p.queue.add(p.decoder, m, r)
-	p.totals.messages.Add(1)
-	p.totals.received.Add(int64(readings + rejects))
-}
+// Receive takes a message in. It does not block, and several goroutines may call it. After Drain it does nothing
+// but count: the receipt is never done.
+func (p *Pipeline) Receive(m telemetry.Message, r Receipt) { p.queue.add(p.decoder, m, r) }
 
 // Run stores batches until ctx ends, which gives up what is not stored, or until Drain was called and the
 // queue is empty.
@@ -99,17 +93,14 @@ func (p *Pipeline) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Drain says that Receive will not be called again: Run stores what is queued and returns.
+// Drain ends intake: Run stores what is queued and returns.
 func (p *Pipeline) Drain() { p.queue.close() }
-
-// Failing returns why batches cannot be stored now, or nil.
-func (p *Pipeline) Failing() *Failure { return p.failure.Load() }
 
 // storeBatch tries until the batch is stored, and then acknowledges it. It returns false when ctx ended before.
 func (p *Pipeline) storeBatch(ctx context.Context, b *batch) bool {
 	for attempt := 0; ; attempt++ {
 		start := time.Now()
-		out, err := p.store.Write(ctx, &b.Batch)
+		out, err := p.try(ctx, b)
 		if err == nil {
 			p.committed(b, out, time.Since(start))
 			return true
@@ -127,6 +118,12 @@ func (p *Pipeline) storeBatch(ctx context.Context, b *batch) bool {
 	}
 }
 
+func (p *Pipeline) try(ctx context.Context, b *batch) (telemetry.Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
+	defer cancel()
+	return p.store.Write(ctx, &b.Batch)
+}
+
 func (p *Pipeline) committed(b *batch, out telemetry.Outcome, took time.Duration) {
 	p.m.commitDuration.Observe(took.Seconds())
 	p.m.batchRows.Observe(float64(b.rows()))
@@ -140,8 +137,8 @@ func (p *Pipeline) committed(b *batch, out telemetry.Outcome, took time.Duration
 		p.m.rejects.WithLabelValues(string(telemetry.Conflict)).Add(float64(conflicts))
 	}
 	p.totals.add(out)
-	if f := p.failure.Swap(nil); f != nil {
-		p.log.Info("storing again", zap.Duration("after", time.Since(f.Since)))
+	if since, last := p.failing.clear(b); last {
+		p.log.Info("storing again", zap.Duration("after", time.Since(since)))
 	}
 	for _, r := range b.receipts {
 		r.Done()
@@ -151,12 +148,8 @@ func (p *Pipeline) committed(b *batch, out telemetry.Outcome, took time.Duration
 
 func (p *Pipeline) failed(b *batch, err error) {
 	p.m.retries.Inc()
-	f := &Failure{Since: time.Now(), Err: err}
-	if old := p.failure.Load(); old != nil {
-		f.Since = old.Since
-	} else {
+	if p.failing.set(b, err) {
 		p.log.Error("cannot store a batch, trying again; nothing of it is acknowledged",
 			zap.Int("messages", len(b.receipts)), zap.Int("rows", b.rows()), zap.Error(err))
 	}
-	p.failure.Store(f)
 }

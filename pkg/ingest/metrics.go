@@ -23,7 +23,7 @@ func newMetrics(reg prometheus.Registerer) metrics {
 		Name: "plenum_ingest_rows_total",
 		Help: "Readings and rejected elements by what became of them, counted after the commit.",
 	}, []string{"result"})
-	return metrics{
+	m := metrics{
 		stored:      rows.WithLabelValues("stored"),
 		duplicate:   rows.WithLabelValues("duplicate"),
 		quarantined: rows.WithLabelValues("quarantined"),
@@ -36,10 +36,12 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			Help: "Tries of a batch that failed and are repeated.",
 		}),
 		batchRows: f.NewHistogram(prometheus.HistogramOpts{
-			Name:                        "plenum_ingest_batch_rows",
-			Help:                        "Rows of a committed batch.",
-			Buckets:                     prometheus.ExponentialBuckets(1, 4, 9),
-			NativeHistogramBucketFactor: 1.1,
+			Name:                            "plenum_ingest_batch_rows",
+			Help:                            "Rows of a committed batch.",
+			Buckets:                         prometheus.ExponentialBuckets(1, 4, 9),
+			NativeHistogramBucketFactor:     1.1,
+			NativeHistogramMaxBucketNumber:  100,
+			NativeHistogramMinResetDuration: time.Hour,
 		}),
 		commitDuration: f.NewHistogram(prometheus.HistogramOpts{
 			Name:                            "plenum_ingest_commit_duration_seconds",
@@ -50,15 +52,26 @@ func newMetrics(reg prometheus.Registerer) metrics {
 			NativeHistogramMinResetDuration: time.Hour,
 		}),
 	}
+	for _, c := range codes {
+		m.rejects.WithLabelValues(string(c))
+	}
+	return m
+}
+
+// codes are the values of the label of plenum_ingest_rejects_total.
+var codes = []telemetry.Code{
+	telemetry.TooLarge, telemetry.NotUTF8, telemetry.NotJSON, telemetry.MissingField, telemetry.BadType, telemetry.BadValue,
+	telemetry.BadTime, telemetry.DeviceMismatch, telemetry.TopicMismatch, telemetry.Conflict, telemetry.RejectedByDatabase,
 }
 
 // Totals is the accounting since the start of the process.
 type Totals struct {
 	Messages                                 int64 // messages received
+	Late                                     int64 // messages that came after Drain and are left to the broker; of QoS 0, lost
 	Received, Stored, Duplicate, Quarantined int64 // rows
 }
 
-type totals struct{ messages, received, stored, duplicate, quarantined atomic.Int64 }
+type totals struct{ stored, duplicate, quarantined atomic.Int64 }
 
 func (t *totals) add(o telemetry.Outcome) {
 	t.stored.Add(int64(o.Stored))
@@ -68,6 +81,9 @@ func (t *totals) add(o telemetry.Outcome) {
 
 // Totals returns the accounting; while batches are under way, Received is ahead of the others' sum.
 func (p *Pipeline) Totals() Totals {
-	t := &p.totals
-	return Totals{t.messages.Load(), t.received.Load(), t.stored.Load(), t.duplicate.Load(), t.quarantined.Load()}
+	t := Totals{Stored: p.totals.stored.Load(), Duplicate: p.totals.duplicate.Load(), Quarantined: p.totals.quarantined.Load()}
+	p.queue.mu.Lock() // after the others: what they count was received before
+	defer p.queue.mu.Unlock()
+	t.Messages, t.Received, t.Late = p.queue.messages, p.queue.received, p.queue.late
+	return t
 }

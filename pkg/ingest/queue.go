@@ -36,29 +36,39 @@ type queue struct {
 	mu     sync.Mutex
 	open   *batch
 	sealed []*batch
-	closed bool
 	free   []*batch
-	wake   chan struct{} // one token a writer at most; a lost token means that all are awake
+	closed bool
+
+	messages, received int64 // messages added, and their rows
+	late               int64 // messages that came after close
+
+	// A token for each batch begun and each sealed. One that finds no room is not missed: there is one for every
+	// writer then, and a writer sleeps only after it has found nothing.
+	wake chan struct{}
 }
 
 func newQueue(c Config) *queue {
 	return &queue{rows: c.BatchRows, bytes: c.BatchBytes, linger: c.Linger, open: new(batch), wake: make(chan struct{}, c.Writers)}
 }
 
-// add decodes the message into the open batch and returns how many rows it became. Decoding under the lock
-// keeps the rows of a message together and needs no copy.
-func (q *queue) add(d *telemetry.Decoder, m telemetry.Message, r Receipt) (readings, rejects int) {
+// add decodes the message into the open batch, unless the queue is closed. Decoding under the lock keeps the
+// rows of a message together and needs no copy.
+func (q *queue) add(d *telemetry.Decoder, m telemetry.Message, r Receipt) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.closed {
+		q.late++
+		return
+	}
 	b := q.open
-	first := len(b.receipts) == 0
-	nr, nj := len(b.Readings), len(b.Rejects)
+	first, before := len(b.receipts) == 0, b.rows()
 	d.Decode(m, &b.Batch)
 	b.receipts = append(b.receipts, r)
 	b.bytes += len(m.Payload) + len(m.Topic)
-	readings, rejects = len(b.Readings)-nr, len(b.Rejects)-nj
+	q.messages++
+	q.received += int64(b.rows() - before)
 	if first {
-		b.opened = m.ReceivedAt
+		b.opened = time.Now() // not m.ReceivedAt, which need not be monotonic
 	}
 	if b.rows() >= q.rows || b.bytes >= q.bytes {
 		q.seal()
@@ -66,7 +76,6 @@ func (q *queue) add(d *telemetry.Decoder, m telemetry.Message, r Receipt) (readi
 	} else if first {
 		q.signal()
 	}
-	return readings, rejects
 }
 
 func (q *queue) seal() {
@@ -116,9 +125,6 @@ func (q *queue) next() (b *batch, wait time.Duration, done bool) {
 	b = q.sealed[0]
 	q.sealed[0] = nil
 	q.sealed = q.sealed[1:]
-	if len(q.sealed) > 0 || len(q.open.receipts) > 0 {
-		q.signal()
-	}
 	return b, 0, false
 }
 
