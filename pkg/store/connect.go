@@ -57,14 +57,15 @@ func setupErrorf(format string, args ...any) error {
 	return &SetupError{Reason: fmt.Sprintf(format, args...)}
 }
 
-// CheckServer returns a SetupError if the server is too old or the schema is missing, and a plain error
-// if the server cannot be asked now.
+// CheckServer returns a SetupError if the server is too old, or the schema is missing or closed to the pool's role, and
+// a plain error if the server cannot be asked now.
 func CheckServer(ctx context.Context, pool *pgxpool.Pool, schema string) error {
-	const q = `select current_setting('server_version_num')::int, current_setting('server_version'), to_regnamespace($1) is not null`
+	const q = `select current_setting('server_version_num')::int, current_setting('server_version'), current_user,
+		to_regnamespace($1) is not null, coalesce(has_schema_privilege(to_regnamespace($1), 'usage'), false)`
 	var num int
-	var version string
-	var exists bool
-	if err := pool.QueryRow(ctx, q, quoteIdent(schema)).Scan(&num, &version, &exists); err != nil {
+	var version, role string
+	var exists, usable bool
+	if err := pool.QueryRow(ctx, q, quoteIdent(schema)).Scan(&num, &version, &role, &exists, &usable); err != nil {
 		return asSetup(err)
 	}
 	if num < MinServerVersion {
@@ -72,6 +73,10 @@ func CheckServer(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	}
 	if !exists {
 		return setupErrorf("database.schema: schema %q does not exist; create it: create schema %s", schema, quoteIdent(schema))
+	}
+	if !usable {
+		return setupErrorf("database.schema: role %q may not use schema %q; as its owner run: grant usage on schema %s to %s;",
+			role, schema, quoteIdent(schema), quoteIdent(role))
 	}
 	return nil
 }

@@ -9,8 +9,8 @@
 // What must hold:
 //
 //   - Rows and their ledger lines commit together, or neither does.
-//   - An id belongs to whoever drew its block from telemetry_id_seq. Ids of a failed transaction are not
-//     used again, since a COMMIT without an answer may have succeeded.
+//   - An id belongs to the connection that drew its block from telemetry_id_seq, and dies with it. Ids of a
+//     failed transaction are not used again, since a COMMIT without an answer may have succeeded.
 //   - A reading's identity (device_id, kind, recorded_at, seq) is stored once within its UTC day: the unique
 //     index of each partition decides, never a look-up before the insert.
 //   - The number of rows that a mark updates equals its lines' row_count, or the mark is rolled back.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,10 +34,21 @@ func (e *IncompleteError) Error() string {
 }
 
 // FeedLines returns the processed lines behind position after, in position order: at least one if there is
-// one, then as many as keep the rows at or below maxRows.
+// one, then more until they have maxRows rows, which the last one may exceed.
+//
+// Where no position behind after has been drawn, it says so without looking into each day's lines, which is what a
+// waiting consumer's poll costs. A standby's sequence runs ahead: there it always looks.
 func FeedLines(ctx context.Context, pool *pgxpool.Pool, after int64, maxRows int) ([]Line, error) {
 	const q = `select ` + lineColumns + ` from telemetry_batch where feed_position > $1 order by feed_position limit $2`
-	rows, err := pool.Query(ctx, q, after, min(maxRows, maxLines))
+	const drawn = `select coalesce(pg_sequence_last_value('telemetry_feed_position_seq'), 0)`
+	var last int64
+	if err := pool.QueryRow(ctx, drawn).Scan(&last); err != nil {
+		return nil, fmt.Errorf("read feed after %d: %w", after, err)
+	}
+	if last <= after {
+		return nil, nil
+	}
+	rows, err := pool.Query(ctx, q, after, min(max(maxRows, 1), maxLines))
 	if err != nil {
 		return nil, fmt.Errorf("read feed after %d: %w", after, err)
 	}
@@ -93,7 +105,7 @@ func feedDay(ctx context.Context, pool *pgxpool.Pool, lines []Line) ([]FeedRow, 
 	if err != nil {
 		return nil, fmt.Errorf("read rows of %s: %w", from.Format(time.DateOnly), err)
 	}
-	slices.SortFunc(out, func(a, b FeedRow) int { return int(a.ID - b.ID) })
+	slices.SortFunc(out, func(a, b FeedRow) int { return cmp.Compare(a.ID, b.ID) })
 	return out, nil
 }
 
@@ -105,17 +117,9 @@ func scanFeedRow(row pgx.CollectableRow) (FeedRow, error) {
 
 // between returns the rows with first ≤ id ≤ last of rows sorted by id.
 func between(rows []FeedRow, first, last int64) []FeedRow {
-	cmp := func(r FeedRow, id int64) int {
-		switch {
-		case r.ID < id:
-			return -1
-		case r.ID > id:
-			return 1
-		}
-		return 0
-	}
-	i, _ := slices.BinarySearchFunc(rows, first, cmp)
-	j, _ := slices.BinarySearchFunc(rows, last+1, cmp)
+	byID := func(r FeedRow, id int64) int { return cmp.Compare(r.ID, id) }
+	i, _ := slices.BinarySearchFunc(rows, first, byID)
+	j, _ := slices.BinarySearchFunc(rows, last+1, byID)
 	return rows[i:j]
 }
 
@@ -138,16 +142,29 @@ func FeedHorizon(ctx context.Context, pool *pgxpool.Pool) (int64, error) {
 	return p, nil
 }
 
-// FeedPositionBefore returns the position behind which everything processed at t or later stands.
+// FeedPositionBefore returns the position behind which everything processed at t or later stands. It searches by
+// halves, since times of processing ascend with positions as far as the server's clock does.
 func FeedPositionBefore(ctx context.Context, pool *pgxpool.Pool, t time.Time) (int64, error) {
-	const q = `select greatest((select position from feed_horizon),
-		coalesce((select min(feed_position) - 1 from telemetry_batch where processed_at >= $1),
-			(select max(feed_position) from telemetry_batch), 0))`
-	var p int64
-	if err := pool.QueryRow(ctx, q, t).Scan(&p); err != nil {
-		return 0, fmt.Errorf("find feed position of %s: %w", t.Format(time.RFC3339), err)
+	const q = `select feed_position, processed_at < $2 from telemetry_batch where feed_position > $1 order by feed_position limit 1`
+	low, high, err := FeedBounds(ctx, pool)
+	if err != nil {
+		return 0, err
 	}
-	return p, nil
+	for low < high {
+		middle := low + (high-low)/2
+		var next int64
+		var earlier bool
+		err := pool.QueryRow(ctx, q, middle, t).Scan(&next, &earlier)
+		switch {
+		case err != nil && !errors.Is(err, pgx.ErrNoRows):
+			return 0, fmt.Errorf("find feed position of %s: %w", t.Format(time.RFC3339), err)
+		case err == nil && earlier:
+			low = next
+		default:
+			high = middle
+		}
+	}
+	return low, nil
 }
 
 // A Consumer is a named reader's durable cursor.
@@ -194,16 +211,17 @@ func AdvanceConsumer(ctx context.Context, pool *pgxpool.Pool, name string, posit
 // ConsumerLag is how far a consumer is behind.
 type ConsumerLag struct {
 	Consumer
-	Batches int64
+	Batches int64         // positions up to the head; a crash of the server may have left some of them empty
 	Oldest  time.Duration // age since processing of the oldest batch it has not committed; 0 if none
 }
 
 // ConsumerLags returns every consumer by name with its lag.
 func ConsumerLags(ctx context.Context, pool *pgxpool.Pool) ([]ConsumerLag, error) {
-	const q = `select c.name, c.position, c.required, c.updated_at, count(b.feed_position),
-			coalesce(extract(epoch from now() - min(b.processed_at)), 0)::float8
-		from feed_consumer c left join telemetry_batch b on b.feed_position > c.position
-		group by c.name order by c.name`
+	const q = `with head as materialized (select coalesce(max(feed_position), 0) as position from telemetry_batch)
+		select c.name, c.position, c.required, c.updated_at, greatest(head.position - c.position, 0),
+			coalesce(extract(epoch from now() - (select b.processed_at from telemetry_batch b
+				where b.feed_position > c.position and c.position < head.position order by b.feed_position limit 1)), 0)::float8
+		from feed_consumer c, head order by c.name`
 	rows, err := pool.Query(ctx, q)
 	if err != nil {
 		return nil, fmt.Errorf("read consumers: %w", err)

@@ -2,6 +2,7 @@
 -- that exist. Rows are reached through the parent tables, so partitions need no grant of their own.
 do $$
 begin
+    perform pg_advisory_xact_lock(hashtext('plenum grants')); -- two grants on one table at once fail
     if exists (select from pg_roles where rolname = 'plenum_ingest') then
         grant select, insert on telemetry, telemetry_batch, telemetry_quarantine to plenum_ingest;
         grant select on telemetry_archive, telemetry_all, schema_compatibility, plenum_migration to plenum_ingest;

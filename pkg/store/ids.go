@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"sync"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -13,43 +12,45 @@ type run struct{ first, n int64 }
 
 func (r run) last() int64 { return r.first + r.n - 1 }
 
-// idBlocks hands out ids from blocks of telemetry_id_seq. A block's remainder serves the next batch.
+// idBlocks hands out ids from blocks of telemetry_id_seq. A block's remainder serves the next batch. It belongs to
+// one connection and goes with it: a server that lost its last seconds may hand out their blocks again.
 type idBlocks struct {
-	mu    sync.Mutex
 	spare []run
 	size  int64 // the sequence's increment; 0 until first asked
+}
+
+// blocksOf returns the connection's blocks.
+func blocksOf(conn *pgx.Conn) *idBlocks {
+	const key = "plenum.ids"
+	data := conn.PgConn().CustomData()
+	b, ok := data[key].(*idBlocks)
+	if !ok {
+		b = new(idBlocks)
+		data[key] = b
+	}
+	return b
 }
 
 // take returns runs with n ids in all, drawing as many new blocks as the spare ids do not cover. The
 // ids belong to the caller for good.
 func (b *idBlocks) take(ctx context.Context, conn *pgx.Conn, n int64) ([]run, error) {
-	runs, missing := b.takeSpare(n)
-	if missing == 0 {
-		return runs, nil
+	have := int64(0)
+	for _, r := range b.spare {
+		have += r.n
 	}
-	fresh, err := b.draw(ctx, conn, missing)
-	if err != nil {
-		b.put(runs)
-		return nil, err
-	}
-	for i, r := range fresh {
-		use := min(missing, r.n)
-		if use > 0 {
-			runs = appendRun(runs, run{r.first, use})
-			missing -= use
+	if have < n {
+		fresh, err := b.draw(ctx, conn, n-have)
+		if err != nil {
+			return nil, err
 		}
-		if use < r.n {
-			b.put(append([]run{{r.first + use, r.n - use}}, fresh[i+1:]...))
-			break
-		}
+		b.spare = append(b.spare, fresh...)
 	}
-	return runs, nil
+	return b.takeSpare(n), nil
 }
 
-func (b *idBlocks) takeSpare(n int64) (runs []run, missing int64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for n > 0 && len(b.spare) > 0 {
+// takeSpare returns runs with n ids, which spare holds.
+func (b *idBlocks) takeSpare(n int64) (runs []run) {
+	for n > 0 {
 		r := &b.spare[0]
 		use := min(n, r.n)
 		runs = appendRun(runs, run{r.first, use})
@@ -58,50 +59,30 @@ func (b *idBlocks) takeSpare(n int64) (runs []run, missing int64) {
 			b.spare = b.spare[1:]
 		}
 	}
-	return runs, n
+	return runs
 }
 
-func (b *idBlocks) put(runs []run) {
-	b.mu.Lock()
-	b.spare = append(b.spare, runs...)
-	b.mu.Unlock()
-}
-
+// draw returns new blocks with at least n ids.
 func (b *idBlocks) draw(ctx context.Context, conn *pgx.Conn, n int64) ([]run, error) {
-	size, err := b.blockSize(ctx, conn)
-	if err != nil {
-		return nil, err
+	if b.size == 0 {
+		const q = `select seqincrement from pg_sequence where seqrelid = 'telemetry_id_seq'::regclass`
+		if err := conn.QueryRow(ctx, q).Scan(&b.size); err != nil {
+			return nil, fmt.Errorf("read increment of telemetry_id_seq: %w", err)
+		}
 	}
-	rows, err := conn.Query(ctx, `select nextval('telemetry_id_seq') from generate_series(1, $1)`, (n+size-1)/size)
+	const q = `select nextval('telemetry_id_seq') from generate_series(1, $1)`
+	rows, err := conn.Query(ctx, q, (n+b.size-1)/b.size)
 	if err != nil {
 		return nil, fmt.Errorf("draw ids: %w", err)
 	}
-	firsts, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	runs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (run, error) {
+		r := run{n: b.size}
+		return r, row.Scan(&r.first)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("draw ids: %w", err)
-	}
-	runs := make([]run, 0, len(firsts))
-	for _, f := range firsts {
-		runs = append(runs, run{f, size})
 	}
 	return runs, nil
-}
-
-func (b *idBlocks) blockSize(ctx context.Context, conn *pgx.Conn) (int64, error) {
-	b.mu.Lock()
-	size := b.size
-	b.mu.Unlock()
-	if size > 0 {
-		return size, nil
-	}
-	const q = `select seqincrement from pg_sequence where seqrelid = 'telemetry_id_seq'::regclass`
-	if err := conn.QueryRow(ctx, q).Scan(&size); err != nil {
-		return 0, fmt.Errorf("read increment of telemetry_id_seq: %w", err)
-	}
-	b.mu.Lock()
-	b.size = size
-	b.mu.Unlock()
-	return size, nil
 }
 
 // appendRun adds r, joined to the last run where it continues it.

@@ -22,8 +22,7 @@ func (e *HeldError) Error() string {
 
 // A NameLock keeps names exclusive among the processes on one database while its connection lives.
 type NameLock struct {
-	conn  *pgxpool.Conn
-	names []string
+	conn *pgxpool.Conn // nil once unlocked
 }
 
 // nameKey makes an advisory lock key of a name; the bigint form, which the two-key form never meets.
@@ -34,9 +33,9 @@ const nameKey = `hashtextextended('plenum.name/' || $1, 0)`
 func LockNames(ctx context.Context, pool *pgxpool.Pool, names []string) (*NameLock, error) {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("lock names: connect to PostgreSQL: %w", asSetup(err))
 	}
-	l := &NameLock{conn, names}
+	l := &NameLock{conn}
 	for _, name := range names {
 		var ok bool
 		if err := conn.QueryRow(ctx, `select pg_try_advisory_lock(`+nameKey+`)`, name).Scan(&ok); err != nil {
@@ -54,7 +53,7 @@ func LockNames(ctx context.Context, pool *pgxpool.Pool, names []string) (*NameLo
 
 func holder(ctx context.Context, conn *pgx.Conn, name string) string {
 	const q = `select format('%s, address %s, backend pid %s, connected since %s', a.application_name,
-			coalesce(host(a.client_addr), 'local'), a.pid, to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS "UTC"'))
+			coalesce(host(a.client_addr), 'local'), a.pid, coalesce(to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'unknown'))
 		from pg_locks l join pg_stat_activity a using (pid), (select ` + nameKey + ` as key) k
 		where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.database = (select oid from pg_database where datname = current_database())
 			and l.classid::bigint = (k.key >> 32) & 4294967295 and l.objid::bigint = k.key & 4294967295`
@@ -67,16 +66,20 @@ func holder(ctx context.Context, conn *pgx.Conn, name string) string {
 
 // Alive asks the session that holds the locks; an error means they are gone.
 func (l *NameLock) Alive(ctx context.Context) error {
-	if l.conn.Conn().IsClosed() {
+	if l.conn == nil || l.conn.Conn().IsClosed() {
 		return errors.New("the connection that held the lock is closed")
 	}
 	return l.conn.Ping(ctx)
 }
 
-// Unlock closes the connection, which releases the locks.
+// Unlock closes the connection, which releases the locks. A second call does nothing.
 func (l *NameLock) Unlock(ctx context.Context) {
+	if l.conn == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
 	_ = l.conn.Conn().Close(ctx) // a connection that cannot be closed cleanly is closed anyway
 	l.conn.Release()
+	l.conn = nil
 }

@@ -163,10 +163,10 @@ func markDay(ctx context.Context, tx pgx.Tx, lines []Line) error {
 // position is the last statement before the commit. The lock is held until the commit is visible, so positions
 // become visible in order, whatever else runs.
 func position(ctx context.Context, tx pgx.Tx, lines []Line) error {
-	const q = `update telemetry_batch b set processed_at = clock_timestamp(), feed_position = p.position, attempts = b.attempts + 1
-		from (select batch_id, nextval('telemetry_feed_position_seq') as position
-			from unnest($1::bigint[]) as l(batch_id)) p
-		where b.batch_id = p.batch_id and b.processed_at is null and b.day >= $2 and b.day <= $3`
+	const q = `with p as materialized (
+			select batch_id, nextval('telemetry_feed_position_seq') as position from unnest($1::bigint[]) as l(batch_id))
+		update telemetry_batch b set processed_at = clock_timestamp(), feed_position = p.position, attempts = b.attempts + 1
+		from p where b.batch_id = p.batch_id and b.processed_at is null and b.day >= $2 and b.day <= $3`
 	ids := make([]int64, len(lines))
 	first, last := lines[0].Day, lines[0].Day
 	for i, l := range lines {

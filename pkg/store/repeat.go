@@ -49,12 +49,14 @@ type inserted struct {
 }
 
 // insertNew stores the readings whose identity is new; an equal one already there makes a duplicate, one with
-// another payload a conflict. ON CONFLICT without a target covers the unique index that only the leaf has.
+// another payload a conflict. ON CONFLICT without a target covers the unique index that only the leaf has. They are
+// inserted in order of identity, so that two writers with the same ones wait for each other and do not deadlock.
 func insertNew(ctx context.Context, tx pgx.Tx, readings []telemetry.Reading, runs []run) (inserted, error) {
 	const q = `insert into telemetry (id, recorded_at, seq, device_id, kind, payload)
 		select id, recorded_at, seq, device_id, kind, payload::jsonb
 		from unnest($1::bigint[], $2::timestamptz[], $3::bigint[], $4::text[], $5::text[], $6::text[])
-			as r(id, recorded_at, seq, device_id, kind, payload)
+			with ordinality as r(id, recorded_at, seq, device_id, kind, payload, place)
+		order by device_id, kind, recorded_at, seq, place
 		on conflict do nothing
 		returning id`
 	c := turn(readings, runs)
@@ -70,22 +72,29 @@ func insertNew(ctx context.Context, tx pgx.Tx, readings []telemetry.Reading, run
 			return in, err
 		}
 		done[id] = true
-		in.runs = appendRun(in.runs, run{id, 1})
 	}
 	if err := rows.Err(); err != nil {
 		return in, err
+	}
+	for _, id := range c.ids {
+		if done[id] {
+			in.runs = appendRun(in.runs, run{id, 1})
+		}
 	}
 	in.outcome.Stored = len(done)
 	return in, in.judgeRepeats(ctx, tx, readings, c, done)
 }
 
+// judgeRepeats looks up each reading that was not inserted: a lateral with a limit is a nested loop over the identity
+// index, where a plain join may hash the whole day.
 func (in *inserted) judgeRepeats(ctx context.Context, tx pgx.Tx, readings []telemetry.Reading, c columns, done map[int64]bool) error {
 	const q = `select r.id, t.id, t.payload = r.payload::jsonb
 		from unnest($1::bigint[], $2::timestamptz[], $3::bigint[], $4::text[], $5::text[], $6::text[])
 			as r(id, recorded_at, seq, device_id, kind, payload)
-		join telemetry t on t.device_id = r.device_id and t.kind = r.kind and t.recorded_at = r.recorded_at
-			and t.seq is not distinct from r.seq and t.id <> r.id
-		where t.last_modified >= $7 and t.last_modified < $8`
+		cross join lateral (select t.id, t.payload from telemetry t
+			where t.device_id = r.device_id and t.kind = r.kind and t.recorded_at = r.recorded_at
+				and t.seq is not distinct from r.seq and t.last_modified >= $7 and t.last_modified < $8
+			limit 1) t`
 	var repeats []telemetry.Reading
 	var ids []run
 	for i, id := range c.ids {

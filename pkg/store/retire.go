@@ -20,6 +20,7 @@ func (r *Refusal) Error() string { return r.Detail }
 // is unprocessed, or has no ledger line, or a line is pending, or a required consumer has not passed the day. The
 // caller holds a lock that keeps writers off the leaf. It scans the leaf once.
 func GuardLiveDay(ctx context.Context, tx pgx.Tx, leaf pgx.Identifier, from time.Time) error {
+	from = from.UTC() // pgx makes a date of what the zone shows
 	q := `select count(*) filter (where not processed), count(*) from ` + leaf.Sanitize()
 	var unprocessed, rows, counted, pending int64
 	if err := tx.QueryRow(ctx, q).Scan(&unprocessed, &rows); err != nil {
@@ -55,6 +56,7 @@ func guardConsumers(ctx context.Context, tx pgx.Tx, day time.Time) error {
 // DropDay is what must go with the rows of a day that is dropped for good: it refuses while a required consumer has
 // not passed the day, and records the horizon that consumers who stayed away are told of.
 func DropDay(ctx context.Context, tx pgx.Tx, day time.Time) error {
+	day = day.UTC() // pgx makes a date of what the zone shows
 	if err := guardConsumers(ctx, tx, day); err != nil {
 		return err
 	}
@@ -69,6 +71,7 @@ func DropDay(ctx context.Context, tx pgx.Tx, day time.Time) error {
 
 // GuardLedgerDay refuses while rows of the day can still be read or a line of it is pending.
 func GuardLedgerDay(ctx context.Context, tx pgx.Tx, day time.Time) error {
+	day = day.UTC() // pgx makes a date of what the zone shows
 	const q = `select exists (select from telemetry_all where last_modified >= $1 and last_modified < $2),
 		exists (select from telemetry_batch where day = $1::date and processed_at is null)`
 	var rows, pending bool

@@ -15,14 +15,18 @@ type Right struct {
 	Column    string // update of one column; empty for the whole table
 }
 
-func (r Right) grant() string {
+func (r Right) grant(schema, role string) string {
+	privilege, object := r.Privilege, r.Object
+	if schema != "public" {
+		object = quoteIdent(schema) + "." + object
+	}
 	switch {
 	case r.Column != "":
-		return fmt.Sprintf("grant %s (%s) on %s", r.Privilege, r.Column, r.Object)
+		privilege += " (" + r.Column + ")"
 	case r.Privilege == "usage":
-		return fmt.Sprintf("grant usage on sequence %s", r.Object)
+		object = "sequence " + object
 	}
-	return fmt.Sprintf("grant %s on %s", r.Privilege, r.Object)
+	return fmt.Sprintf("grant %s on %s to %s;", privilege, object, quoteIdent(role))
 }
 
 // IngestRights is what the ingest path needs.
@@ -49,19 +53,19 @@ func SyncRights() []Right {
 
 // CheckRights returns a SetupError naming the GRANT for each right that the pool's role lacks.
 func CheckRights(ctx context.Context, pool *pgxpool.Pool, rights []Right) error {
-	const q = `select current_user, case
+	const q = `select current_user, current_schema(), case
 		when $1 = 'usage' then has_sequence_privilege($2, 'usage')
 		when $3 <> '' then has_column_privilege($2, $3, $1)
 		else has_table_privilege($2, $1) end`
 	var missing []string
 	for _, r := range rights {
-		var role string
+		var role, schema string
 		var ok bool
-		if err := pool.QueryRow(ctx, q, r.Privilege, r.Object, r.Column).Scan(&role, &ok); err != nil {
+		if err := pool.QueryRow(ctx, q, r.Privilege, r.Object, r.Column).Scan(&role, &schema, &ok); err != nil {
 			return fmt.Errorf("check right %s on %s: %w", r.Privilege, r.Object, err)
 		}
 		if !ok {
-			missing = append(missing, r.grant()+" to "+quoteIdent(role)+";")
+			missing = append(missing, r.grant(schema, role))
 		}
 	}
 	if len(missing) > 0 {

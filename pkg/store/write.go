@@ -19,7 +19,6 @@ type Writer struct {
 	pool       *pgxpool.Pool
 	source     string
 	missingDay func(context.Context) error
-	ids        idBlocks
 	buffers    sync.Pool // of *[]byte, for COPY
 }
 
@@ -33,17 +32,21 @@ func NewWriter(pool *pgxpool.Pool, source string, missingDay func(context.Contex
 // Write commits the batch: its readings, their ledger lines, its rejects. On error nothing of it is known to
 // be stored: after a COMMIT without an answer it may be, and a second Write finds the readings as duplicates.
 func (w *Writer) Write(ctx context.Context, b *telemetry.Batch) (telemetry.Outcome, error) {
-	out, err := w.tryWrite(ctx, b, false)
-	if isNoPartition(err) {
-		if err := w.missingDay(ctx); err != nil {
-			return telemetry.Outcome{}, fmt.Errorf("no partition takes the rows: %w", err)
+	repeats, asked := false, false
+	for {
+		out, err := w.tryWrite(ctx, b, repeats)
+		switch {
+		case isNoPartition(err) && !asked:
+			asked = true
+			if err := w.missingDay(ctx); err != nil {
+				return telemetry.Outcome{}, fmt.Errorf("no partition takes the rows: %w", err)
+			}
+		case meetsRepeats(err) && !repeats:
+			repeats = true
+		default:
+			return out, err
 		}
-		out, err = w.tryWrite(ctx, b, false)
 	}
-	if isUniqueViolation(err) {
-		out, err = w.tryWrite(ctx, b, true)
-	}
-	return out, err
 }
 
 func (w *Writer) tryWrite(ctx context.Context, b *telemetry.Batch, repeats bool) (out telemetry.Outcome, err error) {
@@ -54,7 +57,7 @@ func (w *Writer) tryWrite(ctx context.Context, b *telemetry.Batch, repeats bool)
 	defer conn.Release()
 	var runs []run
 	if len(b.Readings) > 0 {
-		if runs, err = w.ids.take(ctx, conn.Conn(), int64(len(b.Readings))); err != nil {
+		if runs, err = blocksOf(conn.Conn()).take(ctx, conn.Conn(), int64(len(b.Readings))); err != nil {
 			return out, err
 		}
 	}
@@ -149,7 +152,9 @@ func isNoPartition(err error) bool {
 	return code == "23514" && constraint == ""
 }
 
-func isUniqueViolation(err error) bool {
+// meetsRepeats tells that the batch holds readings that are stored already (23505), or that another writer is
+// storing at this moment in another order (40P01).
+func meetsRepeats(err error) bool {
 	code, _ := sqlState(err)
-	return code == "23505"
+	return code == "23505" || code == "40P01"
 }

@@ -52,14 +52,16 @@ type Job struct {
 	marker  *store.Marker
 	log     *zap.Logger
 	m       metrics
-	failure atomic.Pointer[Failure]
 	rows    atomic.Int64
+	mu      sync.Mutex
+	failing int      // workers whose last try failed
+	failure *Failure // theirs; nil if none
 }
 
-// Failure is why nothing can be marked at the moment.
+// Failure is why a worker cannot mark at the moment.
 type Failure struct {
-	Since time.Time
-	Err   error
+	Since time.Time // of the first failed try
+	Err   error     // of the latest
 }
 
 // New returns a Job on pool, which needs a connection for each worker and two more.
@@ -82,20 +84,24 @@ func (j *Job) Run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// Failing returns why nothing can be marked now, or nil.
-func (j *Job) Failing() *Failure { return j.failure.Load() }
+// Failing returns why a worker cannot mark now, or nil if none has that trouble.
+func (j *Job) Failing() *Failure {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.failure
+}
 
 // Rows returns how many rows this process has marked.
 func (j *Job) Rows() int64 { return j.rows.Load() }
 
 func (j *Job) work(ctx context.Context) {
-	idle, failed := shortestPoll, firstRetry
+	idle, failed, failing := shortestPoll, firstRetry, false
 	for ctx.Err() == nil {
 		done, err := j.RunOnce(ctx)
+		j.note(err, &failing)
 		var pause time.Duration
 		switch {
 		case err != nil:
-			j.fail(err)
 			pause, failed = rand.N(failed), min(2*failed, lastRetry)
 		case done.Lines == 0:
 			pause, idle = idle, min(2*idle, longestPoll)
@@ -104,7 +110,6 @@ func (j *Job) work(ctx context.Context) {
 		}
 		if err == nil {
 			failed = firstRetry
-			j.recover()
 		}
 		if pause > 0 {
 			sleep(ctx, pause)
@@ -129,21 +134,34 @@ func (j *Job) RunOnce(ctx context.Context) (store.Marked, error) {
 	return done, err
 }
 
-func (j *Job) fail(err error) {
+// note counts the workers that fail, and logs when the first begins to and when the last has recovered. failing is the
+// worker's own state.
+func (j *Job) note(err error, failing *bool) {
+	if err == nil && !*failing {
+		return
+	}
+	was := *failing
+	*failing = err != nil
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err == nil {
+		if j.failing--; j.failing == 0 {
+			j.log.Info("marking again", zap.Duration("after", time.Since(j.failure.Since)))
+			j.failure = nil
+		}
+		return
+	}
 	j.m.errors.Inc()
-	f := &Failure{Since: time.Now(), Err: err}
-	if old := j.failure.Load(); old != nil {
-		f.Since = old.Since
+	if !was {
+		j.failing++
+	}
+	since := time.Now()
+	if j.failure != nil {
+		since = j.failure.Since
 	} else {
 		j.log.Error("cannot mark a batch, trying again", zap.Error(err))
 	}
-	j.failure.Store(f)
-}
-
-func (j *Job) recover() {
-	if f := j.failure.Swap(nil); f != nil {
-		j.log.Info("marking again", zap.Duration("after", time.Since(f.Since)))
-	}
+	j.failure = &Failure{since, err}
 }
 
 // every runs f at once and then at each interval. It logs when f begins to fail, and once more when it works again.
@@ -164,30 +182,36 @@ func (j *Job) every(ctx context.Context, interval time.Duration, what string, f 
 	}
 }
 
-// reconcile covers the last minutes, also across midnight, day by day.
+// reconcile covers the last minutes, day by day.
 func (j *Job) reconcile(ctx context.Context) error {
 	now, err := store.Now(ctx, j.pool)
 	if err != nil {
 		return err
 	}
-	from, midnight := now.Add(-reconcileWindow), now.Truncate(24*time.Hour)
-	to := midnight.Add(24 * time.Hour)
-	if from.Before(midnight) {
-		if err := j.reconcileDay(ctx, from, midnight); err != nil {
+	for _, w := range windows(now) {
+		n, err := store.Reconcile(ctx, j.pool, w.from, w.to)
+		if err != nil {
 			return err
 		}
-		from = midnight
+		if n > 0 {
+			j.m.reconciled.Add(float64(n))
+			j.log.Info("rows without a ledger line got one", zap.Int64("rows", n))
+		}
 	}
-	return j.reconcileDay(ctx, from, to)
+	return nil
 }
 
-func (j *Job) reconcileDay(ctx context.Context, from, to time.Time) error {
-	n, err := store.Reconcile(ctx, j.pool, from, to)
-	if n > 0 {
-		j.m.reconciled.Add(float64(n))
-		j.log.Info("rows without a ledger line got one", zap.Int64("rows", n))
+type window struct{ from, to time.Time }
+
+// windows are the last minutes and what is left of the UTC day, in two where midnight lies between.
+func windows(now time.Time) []window {
+	now = now.UTC()
+	from, midnight := now.Add(-reconcileWindow), now.Truncate(24*time.Hour)
+	tomorrow := midnight.Add(24 * time.Hour)
+	if from.Before(midnight) {
+		return []window{{from, midnight}, {midnight, tomorrow}}
 	}
-	return err
+	return []window{{from, tomorrow}}
 }
 
 func (j *Job) observe(ctx context.Context) error {
