@@ -16,8 +16,10 @@ import (
 	"plenum/internal/devenv/devtest"
 )
 
-var metricLine = regexp.MustCompile(`(?m)^(plenum_[a-z_]+)(\{[^}]*\})? (\S+)$`)
-var labelName = regexp.MustCompile(`([a-z_]+)="`)
+var (
+	metricLine = regexp.MustCompile(`(?m)^(plenum_[a-z_]+)(\{[^}]*\})? (\S+)$`)
+	labelName  = regexp.MustCompile(`([a-z_]+)="`)
+)
 
 // metric returns the value of a series as /metrics writes it, 0 where it is not there.
 func (p *process) metric(series string) float64 {

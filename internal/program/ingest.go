@@ -103,10 +103,11 @@ func clientIDs(s Settings) []string {
 
 // path is the parts between broker and database.
 type path struct {
-	client   *mqtt.Client
-	pipeline *ingest.Pipeline
-	manager  *partman.Manager
-	drain    time.Duration
+	client     *mqtt.Client
+	pipeline   *ingest.Pipeline
+	manager    *partman.Manager
+	quarantine *store.Quarantine
+	drain      time.Duration
 }
 
 func newPath(a *App, manager *partman.Manager) (*path, error) {
@@ -115,7 +116,9 @@ func newPath(a *App, manager *partman.Manager) (*path, error) {
 	if err != nil {
 		return nil, &UsageError{err}
 	}
+	quarantine := store.NewQuarantine(a.pool, s.Quarantine.MaxBytes, a.Registry)
 	writer := store.NewWriter(a.pool, s.MQTT.ClientID, func(ctx context.Context) error { return ensureToday(ctx, manager, s) })
+	writer.Bound(quarantine)
 	pipeline, err := ingest.New(s.ingest(), decoder, writer, a.Log.With(zap.String("part", "ingest")), a.Registry)
 	if err != nil {
 		return nil, &UsageError{err}
@@ -125,10 +128,11 @@ func newPath(a *App, manager *partman.Manager) (*path, error) {
 	if err != nil {
 		return nil, &UsageError{err}
 	}
-	p := &path{client, pipeline, manager, s.Ingest.DrainTimeout}
+	p := &path{client, pipeline, manager, quarantine, s.Ingest.DrainTimeout}
 	a.Health.Add(p.checkMQTT)
 	a.Health.Add(p.checkStore)
 	a.Health.Add(p.checkPartitions)
+	a.Health.Add(p.checkQuarantine)
 	return p, nil
 }
 
@@ -143,6 +147,7 @@ func (p *path) run(ctx context.Context, a *App, lock *store.NameLock) error {
 	defer stopManaging()
 	parts.Go(func() { _ = p.client.Run(work) })
 	parts.Go(func() { _ = p.manager.Run(managing) })
+	parts.Go(func() { p.measureQuarantine(managing, a) })
 	storing.Go(func() { _ = p.pipeline.Run(work) })
 	parts.Go(func() {
 		if err := guardLock(managing, a, lock); err != nil { // until the broker is left
@@ -241,8 +246,34 @@ func (p *path) checkStore(context.Context) []httpapi.Finding {
 	if f == nil {
 		return nil
 	}
-	return []httpapi.Finding{{Component: "ingest", Failing: true,
-		Message: fmt.Sprintf("cannot store since %s; nothing is acknowledged, the broker keeps it: %v", f.Since.UTC().Format(time.RFC3339), f.Err)}}
+	return []httpapi.Finding{{
+		Component: "ingest", Failing: true,
+		Message: fmt.Sprintf("cannot store since %s; nothing is acknowledged, the broker keeps it: %v", f.Since.UTC().Format(time.RFC3339), f.Err),
+	}}
+}
+
+// measureQuarantine keeps the quarantine's size known.
+func (p *path) measureQuarantine(ctx context.Context, a *App) {
+	for failing := false; ctx.Err() == nil; {
+		err := p.quarantine.Measure(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			a.Log.Warn("cannot measure the quarantine, trying again", zap.Error(err))
+		}
+		failing = err != nil
+		select {
+		case <-ctx.Done():
+		case <-time.After(store.MeasureEvery):
+		}
+	}
+}
+
+func (p *path) checkQuarantine(context.Context) []httpapi.Finding {
+	used, allowed, full := p.quarantine.Full()
+	if !full {
+		return nil
+	}
+	return []httpapi.Finding{{Component: "quarantine", Message: fmt.Sprintf(
+		"holds %d bytes of quarantine.max_bytes, %d: messages are kept without their bytes; find out who sends them, or raise the key", used, allowed)}}
 }
 
 func (p *path) checkPartitions(context.Context) []httpapi.Finding {

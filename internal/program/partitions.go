@@ -37,8 +37,10 @@ func policies(s Settings) []partman.Policy {
 		live, archive,
 		// A day longer than the rows, so that a line never goes before them.
 		{Schema: schema, Table: "telemetry_batch", Key: "day", Step: partman.Day, Premake: p.PremakeDays, Retention: keep + 1, Expired: partman.ExpiredDrop},
-		{Schema: schema, Table: "telemetry_quarantine", Key: "received_at", Step: partman.Day, Premake: p.PremakeDays,
-			Retention: s.Quarantine.RetentionDays, Expired: partman.ExpiredDrop},
+		{
+			Schema: schema, Table: "telemetry_quarantine", Key: "received_at", Step: partman.Day, Premake: p.PremakeDays,
+			Retention: s.Quarantine.RetentionDays, Expired: partman.ExpiredDrop,
+		},
 	}
 }
 

@@ -40,8 +40,10 @@ func Syncjob(ctx context.Context, a *App) error {
 		if f == nil {
 			return nil
 		}
-		return []httpapi.Finding{{Component: "sync", Failing: true,
-			Message: fmt.Sprintf("cannot mark batches since %s: %v", f.Since.UTC().Format(time.RFC3339), f.Err)}}
+		return []httpapi.Finding{{
+			Component: "sync", Failing: true,
+			Message: fmt.Sprintf("cannot mark batches since %s: %v", f.Since.UTC().Format(time.RFC3339), f.Err),
+		}}
 	})
 	observer := feed.NewObserver(a.read, log, a.Registry)
 	observed := make(chan struct{})

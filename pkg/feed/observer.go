@@ -25,7 +25,8 @@ type Observer struct {
 // NewObserver returns an Observer of the consumers in pool's database.
 func NewObserver(pool *pgxpool.Pool, log *zap.Logger, reg prometheus.Registerer) *Observer {
 	f := promauto.With(reg)
-	return &Observer{pool: pool, log: log,
+	return &Observer{
+		pool: pool, log: log,
 		batches: f.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "plenum_feed_consumer_lag_batches", Help: "Batches that the consumer has not committed.",
 		}, []string{"consumer"}),

@@ -260,6 +260,8 @@ func (m *Manager) outside(ctx context.Context, conn *pgxpool.Conn, s Statement) 
 }
 
 func (a Action) retiring() Retiring {
-	return Retiring{Schema: a.Schema, Table: a.Table, PartitionSchema: a.leafSchema, Partition: a.Partition,
-		From: a.From, To: a.To, Kind: a.Kind}
+	return Retiring{
+		Schema: a.Schema, Table: a.Table, PartitionSchema: a.leafSchema, Partition: a.Partition,
+		From: a.From, To: a.To, Kind: a.Kind,
+	}
 }

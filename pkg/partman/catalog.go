@@ -128,8 +128,10 @@ func readPartitions(ctx context.Context, tx pgx.Tx, parent uint32) (list []Parti
 	var bound string
 	var options []string
 	var validated *bool
-	_, err = pgx.ForEachRow(rows, []any{&p.Schema, &p.Name, &p.OID, &p.Kind, &p.DetachPending, &bound, &p.Rows, &p.Bytes,
-		&options, &validated}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{
+		&p.Schema, &p.Name, &p.OID, &p.Kind, &p.DetachPending, &bound, &p.Rows, &p.Bytes,
+		&options, &validated,
+	}, func() error {
 		if bound == "DEFAULT" {
 			fallback = p.Name
 			return nil

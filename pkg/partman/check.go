@@ -60,8 +60,10 @@ type checker struct {
 }
 
 func (c *checker) add(code Code, partition, format string, args ...any) {
-	c.found = append(c.found, Finding{Code: code, Schema: c.p.Schema, Table: c.p.Table, Partition: partition,
-		Detail: fmt.Sprintf(format, args...), Broken: code == NoCurrent})
+	c.found = append(c.found, Finding{
+		Code: code, Schema: c.p.Schema, Table: c.p.Table, Partition: partition,
+		Detail: fmt.Sprintf(format, args...), Broken: code == NoCurrent,
+	})
 }
 
 const dayLayout = "2006-01-02"

@@ -234,8 +234,10 @@ func kinds(r partman.Result) string {
 
 // archive keeps what moves to it for 90 days.
 func archive() partman.Policy {
-	return partman.Policy{Schema: "public", Table: "telemetry_archive", Key: "last_modified", Step: partman.Day,
-		Premake: partman.NoPremake, Retention: 90, Expired: partman.ExpiredDrop, Indexes: live().Indexes, Storage: live().Storage}
+	return partman.Policy{
+		Schema: "public", Table: "telemetry_archive", Key: "last_modified", Step: partman.Day,
+		Premake: partman.NoPremake, Retention: 90, Expired: partman.ExpiredDrop, Indexes: live().Indexes, Storage: live().Storage,
+	}
 }
 
 func (h *house) poolOf(cfg *pgxpool.Config) *pgxpool.Pool {

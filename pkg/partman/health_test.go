@@ -39,18 +39,28 @@ func TestRepair(t *testing.T) {
 		drift float64
 		want  string
 	}{
-		"policy index dropped": {func(h *house) { h.exec("drop index " + h.partition() + "_identity") },
-			partman.IndexMissing, 1, "[index]"},
-		"policy index invalid": {func(h *house) { h.invalidate(h.partition() + "_identity") },
-			partman.IndexInvalid, 1, "[index]"},
-		"attached index invalid": {func(h *house) { h.invalidate(h.partition() + "_id_idx") },
-			partman.IndexInvalid, 1, "[index]"},
-		"index on only the parent": {func(h *house) {
-			h.exec("create index by_device on only telemetry (device_id, recorded_at desc) where seq > 0")
+		"policy index dropped": {
+			func(h *house) { h.exec("drop index " + h.partition() + "_identity") },
+			partman.IndexMissing, 1, "[index]",
 		},
-			partman.IndexMissing, 4, "[index index index]"},
-		"expression index on only the parent": {func(h *house) { h.exec("create index on only telemetry (lower(kind))") },
-			partman.IndexMissing, 4, "[index index index]"},
+		"policy index invalid": {
+			func(h *house) { h.invalidate(h.partition() + "_identity") },
+			partman.IndexInvalid, 1, "[index]",
+		},
+		"attached index invalid": {
+			func(h *house) { h.invalidate(h.partition() + "_id_idx") },
+			partman.IndexInvalid, 1, "[index]",
+		},
+		"index on only the parent": {
+			func(h *house) {
+				h.exec("create index by_device on only telemetry (device_id, recorded_at desc) where seq > 0")
+			},
+			partman.IndexMissing, 4, "[index index index]",
+		},
+		"expression index on only the parent": {
+			func(h *house) { h.exec("create index on only telemetry (lower(kind))") },
+			partman.IndexMissing, 4, "[index index index]",
+		},
 		"index on the parent and, built before, on a leaf": {func(h *house) {
 			h.exec("create index concurrently mine on " + h.partition() + " (kind)")
 			h.exec("create index on only telemetry (kind)")

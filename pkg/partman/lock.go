@@ -203,8 +203,10 @@ func scanBlocker(row pgx.CollectableRow) (b Blocker, err error) {
 
 // conflicts lists the modes that conflict with a lock (PostgreSQL, Explicit Locking, table 13.2), as pg_locks spells them.
 func conflicts(lock string) []string {
-	all := []string{"AccessExclusiveLock", "ExclusiveLock", "ShareRowExclusiveLock", "ShareLock",
-		"ShareUpdateExclusiveLock", "RowExclusiveLock", "RowShareLock", "AccessShareLock"}
+	all := []string{
+		"AccessExclusiveLock", "ExclusiveLock", "ShareRowExclusiveLock", "ShareLock",
+		"ShareUpdateExclusiveLock", "RowExclusiveLock", "RowShareLock", "AccessShareLock",
+	}
 	switch lock {
 	case "ACCESS SHARE":
 		return all[:1]

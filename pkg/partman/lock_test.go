@@ -56,8 +56,10 @@ func TestRetryGetsTheLock(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, func(c *partman.Config) { c.Tries = 10_000 }, live(), archive())
 	name := h.oldDay(8, 10)
-	for _, held := range []string{"lock table telemetry in row exclusive mode", "lock table telemetry_archive in access share mode",
-		"lock table " + name + " in row exclusive mode"} {
+	for _, held := range []string{
+		"lock table telemetry in row exclusive mode", "lock table telemetry_archive in access share mode",
+		"lock table " + name + " in row exclusive mode",
+	} {
 		holder := h.begin("holder", held)
 		done := make(chan string)
 		go func() {

@@ -20,8 +20,10 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		partitions: gauge("plenum_partitions", "Attached partitions.", "table"),
 		drift:      gauge("plenum_partition_index_drift", "Declared indexes that are missing, invalid or not attached.", "table"),
 		blocked:    gauge("plenum_partition_retire_blocked", "Partitions past retention that the last round could not let go.", "table", "reason"),
-		actions: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "plenum_partition_actions_total",
-			Help: "Actions by what they do and how they ended: done, refused or failed."}, []string{"table", "action", "result"}),
+		actions: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "plenum_partition_actions_total",
+			Help: "Actions by what they do and how they ended: done, refused or failed.",
+		}, []string{"table", "action", "result"}),
 	}
 	if r == nil {
 		return m, nil

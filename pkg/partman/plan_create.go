@@ -72,8 +72,10 @@ func createAction(p Policy, s Snapshot, r span, names names) Action {
 	}
 	add("SHARE UPDATE EXCLUSIVE", on, why,
 		fmt.Sprintf("alter table %s attach partition %s %s", parent, leaf, s.KeyType.bounds(r.from, r.to)))
-	a.Statements = append(a.Statements, Statement{Tx: 1, Hook: HookIndexes,
-		Why: "each index of the parent is attached, none is doubled"})
+	a.Statements = append(a.Statements, Statement{
+		Tx: 1, Hook: HookIndexes,
+		Why: "each index of the parent is attached, none is doubled",
+	})
 	return a
 }
 

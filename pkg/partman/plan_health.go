@@ -195,11 +195,15 @@ func validateParents(p Policy, s Snapshot) []Action {
 		if i.Valid || !ok {
 			continue
 		}
-		actions = append(actions, Action{Kind: Reindex, Schema: p.Schema, Table: p.Table, subject: "validate " + i.Name,
-			Statements: []Statement{{Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{i.Schema + "." + i.Name, leaf.Schema + "." + leaf.Name},
+		actions = append(actions, Action{
+			Kind: Reindex, Schema: p.Schema, Table: p.Table, subject: "validate " + i.Name,
+			Statements: []Statement{{
+				Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{i.Schema + "." + i.Name, leaf.Schema + "." + leaf.Name},
 				Why: "each leaf has its part of this index, which is still marked invalid",
 				// SHARE UPDATE EXCLUSIVE on the parent's index, ACCESS EXCLUSIVE on the leaf's.
-				SQL: fmt.Sprintf("alter index %s attach partition %s", ident(i.Schema, i.Name), ident(leaf.Schema, leaf.Name))}}})
+				SQL: fmt.Sprintf("alter index %s attach partition %s", ident(i.Schema, i.Name), ident(leaf.Schema, leaf.Name)),
+			}},
+		})
 	}
 	return actions
 }
@@ -232,20 +236,28 @@ func wrongStorage(p Policy, leaf Partition) map[string]string {
 }
 
 func storageAction(p Policy, leaf Partition, wrong map[string]string) Action {
-	return Action{Kind: Storage, Schema: p.Schema, Table: p.Table, Partition: leaf.Name, From: leaf.From, To: leaf.To,
-		Statements: []Statement{{Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{leaf.Schema + "." + leaf.Name},
+	return Action{
+		Kind: Storage, Schema: p.Schema, Table: p.Table, Partition: leaf.Name, From: leaf.From, To: leaf.To,
+		Statements: []Statement{{
+			Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{leaf.Schema + "." + leaf.Name},
 			Why: "storage parameters differ from the policy",
 			// SHARE UPDATE EXCLUSIVE on the leaf for an instant.
-			SQL: fmt.Sprintf("alter table %s set (%s)", ident(leaf.Schema, leaf.Name), settings(wrong))}}}
+			SQL: fmt.Sprintf("alter table %s set (%s)", ident(leaf.Schema, leaf.Name), settings(wrong)),
+		}},
+	}
 }
 
 func planAnalyze(p Policy, s Snapshot, now time.Time) []Action {
 	if now.Sub(s.Analyzed) < analyzeEvery || len(s.Partitions) == 0 {
 		return nil
 	}
-	return []Action{{Kind: Analyze, Schema: p.Schema, Table: p.Table,
-		Statements: []Statement{{Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{p.String()},
+	return []Action{{
+		Kind: Analyze, Schema: p.Schema, Table: p.Table,
+		Statements: []Statement{{
+			Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{p.String()},
 			Why: "the planner's figures of the parent, which autovacuum does not gather",
 			// SHARE UPDATE EXCLUSIVE on the parent for the length of the sampling; a partition cannot be attached meanwhile.
-			SQL: "analyze " + ident(p.Schema, p.Table)}}}}
+			SQL: "analyze " + ident(p.Schema, p.Table),
+		}},
+	}}
 }

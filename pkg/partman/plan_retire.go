@@ -175,32 +175,46 @@ func detachAction(p Policy, leaf Partition, now time.Time) Action {
 	a.Statements = []Statement{
 		{Hook: HookPrepare, Why: "whoever guards the rows gets ready"},
 		// SHARE on the leaf until the end: late writes to this past day wait, reads go on.
-		{Tx: 1, Lock: "SHARE", On: []string{name}, Why: "no row of this day changes from here on",
-			SQL: fmt.Sprintf("lock table %s in share mode", table)},
+		{
+			Tx: 1, Lock: "SHARE", On: []string{name}, Why: "no row of this day changes from here on",
+			SQL: fmt.Sprintf("lock table %s in share mode", table),
+		},
 		{Tx: 1, Hook: HookGuard, Why: "may this day go?"},
 		// ACCESS EXCLUSIVE on the leaf and the table, until commit. The table comes last: writers queue behind it only.
-		{Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{name, p.String()}, Why: "the live table last",
-			SQL: fmt.Sprintf("lock table %s, only %s in access exclusive mode", table, ident(p.Schema, p.Table))},
+		{
+			Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{name, p.String()}, Why: "the live table last",
+			SQL: fmt.Sprintf("lock table %s, only %s in access exclusive mode", table, ident(p.Schema, p.Table)),
+		},
 		// ACCESS EXCLUSIVE on table and leaf, held already.
-		{Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{p.String(), name}, Why: "leaves the table",
-			SQL: fmt.Sprintf("alter table %s detach partition %s", ident(p.Schema, p.Table), table)},
+		{
+			Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{p.String(), name}, Why: "leaves the table",
+			SQL: fmt.Sprintf("alter table %s detach partition %s", ident(p.Schema, p.Table), table),
+		},
 		// SHARE UPDATE EXCLUSIVE on the leaf.
-		{Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{name},
+		{
+			Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{name},
 			Why: fmt.Sprintf("the mark by which it is dropped, not before %s have passed", p.grace()),
-			SQL: fmt.Sprintf("comment on table %s is %s", table, quote(m.comment()))},
+			SQL: fmt.Sprintf("comment on table %s is %s", table, quote(m.comment())),
+		},
 	}
 	return a
 }
 
 func dropAction(p Policy, d Detached) Action {
 	table, name := ident(d.Schema, d.Name), d.Schema+"."+d.Name
-	return Action{Kind: Drop, Schema: p.Schema, Table: p.Table, Partition: d.Name, From: d.From, To: d.To, detached: d,
+	return Action{
+		Kind: Drop, Schema: p.Schema, Table: p.Table, Partition: d.Name, From: d.From, To: d.To, detached: d,
 		Statements: []Statement{
 			// ACCESS EXCLUSIVE on a table that no other refers to.
-			{Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{name}, Why: "detached at " + d.At.UTC().Format(time.RFC3339) + ", its grace is over",
-				SQL: fmt.Sprintf("lock table %s in access exclusive mode", table)},
+			{
+				Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{name}, Why: "detached at " + d.At.UTC().Format(time.RFC3339) + ", its grace is over",
+				SQL: fmt.Sprintf("lock table %s in access exclusive mode", table),
+			},
 			{Tx: 1, Hook: HookDetached, Why: "it is still that table, marked and attached to nothing"},
-			{Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{name}, Why: "gives the space back",
-				SQL: fmt.Sprintf("drop table %s", table)},
-		}}
+			{
+				Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{name}, Why: "gives the space back",
+				SQL: fmt.Sprintf("drop table %s", table),
+			},
+		},
+	}
 }

@@ -21,8 +21,10 @@ func live() partman.Policy {
 	return partman.Policy{
 		Schema: "public", Table: "telemetry", Key: "last_modified", Step: partman.Day,
 		Premake: 2, Retention: 8, Expired: partman.ExpiredArchive, ArchiveTable: "telemetry_archive",
-		Indexes: []partman.Index{{Name: "identity", Unique: true, NullsNotDistinct: true,
-			Columns: []string{"device_id", "kind", "recorded_at", "seq"}}},
+		Indexes: []partman.Index{{
+			Name: "identity", Unique: true, NullsNotDistinct: true,
+			Columns: []string{"device_id", "kind", "recorded_at", "seq"},
+		}},
 		Storage: map[string]string{"fillfactor": "50", "autovacuum_vacuum_scale_factor": "0.1"},
 	}
 }
@@ -44,10 +46,14 @@ func at(text string) time.Time {
 func day(text string) time.Time { return at(text + "T00:00:00Z") }
 
 var (
-	idIndex = partman.CatalogIndex{OID: 100, Schema: "public", Name: "telemetry_id_idx", Valid: true, Method: "btree",
-		Columns: []string{"id"}, Plain: true, Tail: "USING btree (id)"}
-	brin = partman.CatalogIndex{OID: 101, Schema: "public", Name: "telemetry_last_modified_idx", Valid: true, Method: "brin",
-		Columns: []string{"last_modified"}, Plain: true, Tail: "USING brin (last_modified)"}
+	idIndex = partman.CatalogIndex{
+		OID: 100, Schema: "public", Name: "telemetry_id_idx", Valid: true, Method: "btree",
+		Columns: []string{"id"}, Plain: true, Tail: "USING btree (id)",
+	}
+	brin = partman.CatalogIndex{
+		OID: 101, Schema: "public", Name: "telemetry_last_modified_idx", Valid: true, Method: "brin",
+		Columns: []string{"last_modified"}, Plain: true, Tail: "USING brin (last_modified)",
+	}
 )
 
 // leaf is a partition without fault, named as given, with the bounds of the given time until a day later.
@@ -57,12 +63,16 @@ func leaf(name string, from time.Time) partman.Partition {
 		i.Parent, i.OID, i.Name = i.OID, oid+n, name+suffix
 		return i
 	}
-	identity := partman.CatalogIndex{Schema: "public", Name: name + "_identity", OID: oid + 3, Valid: true, Unique: true, NullsNotDistinct: true,
+	identity := partman.CatalogIndex{
+		Schema: "public", Name: name + "_identity", OID: oid + 3, Valid: true, Unique: true, NullsNotDistinct: true,
 		Method: "btree", Plain: true, Columns: []string{"device_id", "kind", "recorded_at", "seq"},
-		Tail: "USING btree (device_id, kind, recorded_at, seq) NULLS NOT DISTINCT"}
-	return partman.Partition{Schema: "public", Name: name, OID: oid, From: from, To: from.AddDate(0, 0, 1), Kind: "r", Rows: 100,
+		Tail: "USING btree (device_id, kind, recorded_at, seq) NULLS NOT DISTINCT",
+	}
+	return partman.Partition{
+		Schema: "public", Name: name, OID: oid, From: from, To: from.AddDate(0, 0, 1), Kind: "r", Rows: 100,
 		Indexes: []partman.CatalogIndex{own(1, idIndex, "_id_idx"), own(2, brin, "_last_modified_idx"), identity},
-		Options: map[string]string{"fillfactor": "50", "autovacuum_vacuum_scale_factor": "0.1"}}
+		Options: map[string]string{"fillfactor": "50", "autovacuum_vacuum_scale_factor": "0.1"},
+	}
 }
 
 // days are n partitions without fault, from the given day on.
@@ -77,10 +87,12 @@ func days(from string, n int) []partman.Partition {
 
 // snapshot is a table without fault.
 func snapshot(partitions ...partman.Partition) partman.Snapshot {
-	s := partman.Snapshot{KeyType: partman.TimestampTZ, Owner: "owner", User: "owner", CanOwn: true, Partitions: partitions,
+	s := partman.Snapshot{
+		KeyType: partman.TimestampTZ, Owner: "owner", User: "owner", CanOwn: true, Partitions: partitions,
 		Indexes:  []partman.CatalogIndex{idIndex, brin},
 		Archive:  &partman.Archive{KeyType: partman.TimestampTZ, Indexes: []partman.CatalogIndex{idIndex, brin}},
-		Analyzed: day("2099-01-01")}
+		Analyzed: day("2099-01-01"),
+	}
 	for _, p := range partitions {
 		s.Taken = append(s.Taken, p.Name)
 	}
@@ -111,8 +123,10 @@ func coverageCases(t *testing.T) []golden {
 	dated.Expired, dated.ArchiveTable = partman.ExpiredDrop, ""
 	foreign := snapshot()
 	foreign.Owner = `the "owner"`
-	archive := partman.Policy{Schema: "public", Table: "telemetry_archive", Key: "last_modified", Step: partman.Day,
-		Premake: partman.NoPremake, Retention: 90, Expired: partman.ExpiredDrop}
+	archive := partman.Policy{
+		Schema: "public", Table: "telemetry_archive", Key: "last_modified", Step: partman.Day,
+		Premake: partman.NoPremake, Retention: 90, Expired: partman.ExpiredDrop,
+	}
 	byHand := leaf("byhand", day("2026-11-23"))
 	byHand.To = day("2026-11-25")
 	kolkata := leaf("kolkata", at("2026-11-22T18:30:00Z"))
@@ -149,8 +163,10 @@ func retireCases() []golden {
 	sharing := snapshot(days("2026-11-13", 12)...)
 	sharing.Archive.Partitions = []partman.Partition{leaf("telemetry_p20261113x", day("2026-11-13"))}
 	lacking := snapshot(days("2026-11-14", 11)...)
-	lacking.Archive.Indexes = append(lacking.Archive.Indexes, partman.CatalogIndex{OID: 300, Schema: "public", Name: "a", Valid: true,
-		Method: "btree", Columns: []string{"device_id"}, Plain: true, Tail: "USING btree (device_id)"})
+	lacking.Archive.Indexes = append(lacking.Archive.Indexes, partman.CatalogIndex{
+		OID: 300, Schema: "public", Name: "a", Valid: true,
+		Method: "btree", Columns: []string{"device_id"}, Plain: true, Tail: "USING btree (device_id)",
+	})
 	half := snapshot(days("2026-11-14", 11)...)
 	half.Partitions[0].Bounded = true
 	proven := snapshot(days("2026-11-14", 11)...)
@@ -158,7 +174,8 @@ func retireCases() []golden {
 	waiting := snapshot(days("2026-11-14", 11)...)
 	waiting.Detached = []partman.Detached{
 		{Schema: "public", Name: "telemetry_p20261112", From: day("2026-11-12"), To: day("2026-11-13"), At: at("2026-11-21T10:00:00Z")},
-		{Schema: "public", Name: "telemetry_p20261113", From: day("2026-11-13"), To: day("2026-11-14"), At: at("2026-11-21T10:00:01Z")}}
+		{Schema: "public", Name: "telemetry_p20261113", From: day("2026-11-13"), To: day("2026-11-14"), At: at("2026-11-21T10:00:01Z")},
+	}
 	pending := snapshot(days("2026-11-14", 11)...)
 	pending.Partitions[0].DetachPending = true
 	nested := snapshot(days("2026-11-14", 11)...)
@@ -306,14 +323,18 @@ func TestValidate(t *testing.T) {
 	if err := live().Validate(); err != nil {
 		t.Errorf("a good policy: %v", err)
 	}
-	bad := partman.Policy{Table: "t", Step: "week", Premake: -2, Retention: -1, Grace: -1, Expired: "burn",
-		Indexes: []partman.Index{{Name: "A b", NullsNotDistinct: true}}, Storage: map[string]string{"fillfactor": "50); drop table x"}}
+	bad := partman.Policy{
+		Table: "t", Step: "week", Premake: -2, Retention: -1, Grace: -1, Expired: "burn",
+		Indexes: []partman.Index{{Name: "A b", NullsNotDistinct: true}}, Storage: map[string]string{"fillfactor": "50); drop table x"},
+	}
 	err := bad.Validate()
 	if err == nil {
 		t.Fatal("no error for a policy that is all wrong")
 	}
-	for _, part := range []string{`schema ""`, `key ""`, `step "week"`, "premake -2", "retention -1", "grace -1ns", `expired "burn"`,
-		`index "A b": a name`, "columns []", "nulls not distinct", "storage fillfactor="} {
+	for _, part := range []string{
+		`schema ""`, `key ""`, `step "week"`, "premake -2", "retention -1", "grace -1ns", `expired "burn"`,
+		`index "A b": a name`, "columns []", "nulls not distinct", "storage fillfactor=",
+	} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q is missing in: %v", part, err)
 		}

@@ -3,10 +3,11 @@ package partman_test
 import (
 	"crypto/rand"
 	"errors"
-	"github.com/jackc/pgx/v5/pgconn"
 	"strings"
 	"sync"
 	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/google/go-cmp/cmp"
 )

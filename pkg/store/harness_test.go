@@ -172,8 +172,10 @@ func readings(device string, first int64, n int) []telemetry.Reading {
 	base := time.Date(2026, 1, 2, 3, 4, 5, 678901000, time.UTC)
 	for i := range out {
 		seq := first + int64(i)
-		out[i] = telemetry.Reading{DeviceID: device, Kind: "performance", RecordedAt: base.Add(time.Duration(seq) * time.Millisecond),
-			Seq: seq, Metrics: fmt.Appendf(nil, `{"n": %d}`, seq)}
+		out[i] = telemetry.Reading{
+			DeviceID: device, Kind: "performance", RecordedAt: base.Add(time.Duration(seq) * time.Millisecond),
+			Seq: seq, Metrics: fmt.Appendf(nil, `{"n": %d}`, seq),
+		}
 	}
 	return out
 }

@@ -241,8 +241,10 @@ func TestFeedOrderUnderConcurrency(t *testing.T) {
 	for seed := range uint64(10) {
 		h.exec("truncate telemetry, telemetry_batch")
 		random := rand.New(rand.NewPCG(seed, 0))
-		o := order{house: h, name: fmt.Sprint("seed ", seed), writers: 1 + random.IntN(3), markers: 2 + random.IntN(3),
-			maxRows: []int{1, 30, 1000}[random.IntN(3)], kills: random.IntN(3)}
+		o := order{
+			house: h, name: fmt.Sprint("seed ", seed), writers: 1 + random.IntN(3), markers: 2 + random.IntN(3),
+			maxRows: []int{1, 30, 1000}[random.IntN(3)], kills: random.IntN(3),
+		}
 		for range 8 + random.IntN(12) {
 			o.sizes = append(o.sizes, 1+random.IntN(40))
 		}

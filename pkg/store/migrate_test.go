@@ -124,11 +124,15 @@ func TestRolesMayDoTheirWorkOnly(t *testing.T) {
 	h.checkConsumers(sync)
 
 	denied := map[*pgxpool.Pool][]string{
-		ingest: {"update telemetry set processed = true", "delete from telemetry", "truncate telemetry", "update telemetry_batch set processed_at = now()",
-			"delete from telemetry_batch", "select nextval('telemetry_feed_position_seq')", "create table mine ()", "delete from telemetry_quarantine"},
-		sync: {"update telemetry set payload = '{}'", "update telemetry set last_modified = now()", "delete from telemetry", "insert into telemetry_quarantine (code) values ('x')",
+		ingest: {
+			"update telemetry set processed = true", "delete from telemetry", "truncate telemetry", "update telemetry_batch set processed_at = now()",
+			"delete from telemetry_batch", "select nextval('telemetry_feed_position_seq')", "create table mine ()", "delete from telemetry_quarantine",
+		},
+		sync: {
+			"update telemetry set payload = '{}'", "update telemetry set last_modified = now()", "delete from telemetry", "insert into telemetry_quarantine (code) values ('x')",
 			"insert into telemetry (recorded_at, device_id, kind, payload) values (now(), 'd', 'k', '{}')", "update telemetry_batch set row_count = 1",
-			"delete from telemetry_batch", "update feed_horizon set position = 0", "create table mine ()", "drop table telemetry"},
+			"delete from telemetry_batch", "update feed_horizon set position = 0", "create table mine ()", "drop table telemetry",
+		},
 	}
 	for pool, statements := range denied {
 		for _, q := range statements {

@@ -32,22 +32,36 @@ func (r Right) grant(schema, role string) string {
 // IngestRights is what the ingest path needs.
 func IngestRights() []Right {
 	return []Right{
-		{"insert", "telemetry", ""}, {"select", "telemetry", ""},
-		{"insert", "telemetry_batch", ""}, {"insert", "telemetry_quarantine", ""},
-		{"usage", "telemetry_id_seq", ""}, {"usage", "telemetry_batch_id_seq", ""}, {"usage", "telemetry_quarantine_id_seq", ""},
+		{"insert", "telemetry", ""},
+		{"select", "telemetry", ""},
+		{"insert", "telemetry_batch", ""},
+		{"insert", "telemetry_quarantine", ""},
+		{"usage", "telemetry_id_seq", ""},
+		{"usage", "telemetry_batch_id_seq", ""},
+		{"usage", "telemetry_quarantine_id_seq", ""},
 	}
 }
 
 // SyncRights is what the sync worker and the feed need.
 func SyncRights() []Right {
 	return []Right{
-		{"select", "telemetry", ""}, {"update", "telemetry", "processed"},
-		{"select", "telemetry_all", ""}, {"select", "telemetry_batch", ""}, {"insert", "telemetry_batch", ""},
-		{"update", "telemetry_batch", "processed_at"}, {"update", "telemetry_batch", "feed_position"},
-		{"update", "telemetry_batch", "attempts"}, {"update", "telemetry_batch", "set_aside_at"}, {"update", "telemetry_batch", "detail"},
-		{"select", "feed_consumer", ""}, {"insert", "feed_consumer", ""}, {"update", "feed_consumer", ""}, {"delete", "feed_consumer", ""},
+		{"select", "telemetry", ""},
+		{"update", "telemetry", "processed"},
+		{"select", "telemetry_all", ""},
+		{"select", "telemetry_batch", ""},
+		{"insert", "telemetry_batch", ""},
+		{"update", "telemetry_batch", "processed_at"},
+		{"update", "telemetry_batch", "feed_position"},
+		{"update", "telemetry_batch", "attempts"},
+		{"update", "telemetry_batch", "set_aside_at"},
+		{"update", "telemetry_batch", "detail"},
+		{"select", "feed_consumer", ""},
+		{"insert", "feed_consumer", ""},
+		{"update", "feed_consumer", ""},
+		{"delete", "feed_consumer", ""},
 		{"select", "feed_horizon", ""},
-		{"usage", "telemetry_batch_id_seq", ""}, {"usage", "telemetry_feed_position_seq", ""},
+		{"usage", "telemetry_batch_id_seq", ""},
+		{"usage", "telemetry_feed_position_seq", ""},
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 
 	"github.com/jackc/pgx/v5"
@@ -19,15 +20,21 @@ type Writer struct {
 	pool       *pgxpool.Pool
 	source     string
 	missingDay func(context.Context) error
+	quarantine *Quarantine
 	buffers    sync.Pool // of *[]byte, for COPY
 }
 
 // NewWriter returns a Writer whose ledger lines carry source. missingDay is called when a row finds no
 // partition; it makes today's.
 func NewWriter(pool *pgxpool.Pool, source string, missingDay func(context.Context) error) *Writer {
-	return &Writer{pool: pool, source: source, missingDay: missingDay,
-		buffers: sync.Pool{New: func() any { return new([]byte) }}}
+	return &Writer{
+		pool: pool, source: source, missingDay: missingDay, quarantine: &Quarantine{max: math.MaxInt64},
+		buffers: sync.Pool{New: func() any { return new([]byte) }},
+	}
 }
+
+// Bound makes the writer keep to q's bound; without it there is none. To be called before the first Write.
+func (w *Writer) Bound(q *Quarantine) { w.quarantine = q }
 
 // Write commits the batch: its readings, their ledger lines, its rejects. On error nothing of it is known to
 // be stored: after a COMMIT without an answer it may be, and a second Write finds the readings as duplicates.
@@ -92,7 +99,7 @@ func (w *Writer) insert(ctx context.Context, tx pgx.Tx, b *telemetry.Batch, runs
 		return out, err
 	}
 	out.Quarantined = len(rejects)
-	return out, insertQuarantine(ctx, tx, rejects)
+	return out, w.quarantine.insert(ctx, tx, rejects)
 }
 
 func (w *Writer) copyIn(ctx context.Context, conn *pgconn.PgConn, readings []telemetry.Reading, runs []run) error {
@@ -117,24 +124,6 @@ func insertLines(ctx context.Context, tx pgx.Tx, runs []run, source string) erro
 		firsts[i], ns[i] = r.first, r.n
 	}
 	_, err := tx.Exec(ctx, q, firsts, ns, source)
-	return err
-}
-
-func insertQuarantine(ctx context.Context, tx pgx.Tx, rejects []telemetry.Reject) error {
-	if len(rejects) == 0 {
-		return nil
-	}
-	const q = `insert into telemetry_quarantine (code, detail, topic, payload)
-		select * from unnest($1::text[], $2::text[], $3::text[], $4::bytea[])`
-	codes, details := make([]string, len(rejects)), make([]string, len(rejects))
-	topics, payloads := make([]string, len(rejects)), make([][]byte, len(rejects))
-	for i, r := range rejects {
-		codes[i], details[i], topics[i], payloads[i] = string(r.Code), r.Detail, r.Topic, r.Raw
-		if payloads[i] == nil {
-			payloads[i] = []byte{}
-		}
-	}
-	_, err := tx.Exec(ctx, q, codes, details, topics, payloads)
 	return err
 }
 

@@ -197,8 +197,10 @@ func decoded(t *testing.T, r telemetry.Reading, metrics string) telemetry.Readin
 		t.Fatal(err)
 	}
 	var b telemetry.Batch
-	d.Decode(telemetry.Message{Topic: "telemetry/" + r.DeviceID + "/" + r.Kind,
-		Payload: fmt.Appendf(nil, element, r.RecordedAt.Format(time.RFC3339Nano), r.Seq, metrics), ReceivedAt: r.RecordedAt}, &b)
+	d.Decode(telemetry.Message{
+		Topic:   "telemetry/" + r.DeviceID + "/" + r.Kind,
+		Payload: fmt.Appendf(nil, element, r.RecordedAt.Format(time.RFC3339Nano), r.Seq, metrics), ReceivedAt: r.RecordedAt,
+	}, &b)
 	if len(b.Readings) != 1 {
 		t.Fatalf("%+v", b)
 	}

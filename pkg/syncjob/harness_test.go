@@ -94,8 +94,10 @@ func (h *house) load(ctx context.Context, device string) (rows int) {
 	for ctx.Err() == nil {
 		var b telemetry.Batch
 		for range 1 + rows%37 {
-			b.Readings = append(b.Readings, telemetry.Reading{DeviceID: device, Kind: "k", Seq: int64(rows + len(b.Readings)),
-				RecordedAt: time.Unix(1_790_000_000, 0), Metrics: []byte(`{"a": 1}`)})
+			b.Readings = append(b.Readings, telemetry.Reading{
+				DeviceID: device, Kind: "k", Seq: int64(rows + len(b.Readings)),
+				RecordedAt: time.Unix(1_790_000_000, 0), Metrics: []byte(`{"a": 1}`),
+			})
 		}
 		if _, err := w.Write(h.ctx, &b); err != nil {
 			h.Error(err)

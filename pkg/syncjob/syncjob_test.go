@@ -245,8 +245,15 @@ func TestFailureOfOneWorker(t *testing.T) {
 		failing error
 		logs    int
 	}{
-		{nil, &a, nil, 0}, {first, &a, first, 1}, {nil, &b, first, 1}, {second, &a, second, 1}, {first, &b, first, 1},
-		{nil, &a, first, 1}, {nil, &b, nil, 2}, {nil, &a, nil, 2}, {second, &b, second, 3},
+		{nil, &a, nil, 0},
+		{first, &a, first, 1},
+		{nil, &b, first, 1},
+		{second, &a, second, 1},
+		{first, &b, first, 1},
+		{nil, &a, first, 1},
+		{nil, &b, nil, 2},
+		{nil, &a, nil, 2},
+		{second, &b, second, 3},
 	} {
 		j.note(step.err, step.worker)
 		var got error
