@@ -60,8 +60,12 @@ func setupMigrateStatus(fs *flag.FlagSet) func(context.Context, *call) error {
 			verdict = "newer than this release, which can run on it"
 		}
 		status := map[string]any{"database": s.Database, "binary": s.Binary, "oldest_binary": s.Oldest, "verdict": verdict}
-		return out.print(c.stdout, status, func(w io.Writer) {
+		err = out.print(c.stdout, status, func(w io.Writer) {
 			fmt.Fprintf(w, "database\t%d\nthis release\t%d\noldest release that can run\t%d\n%s\n", s.Database, s.Binary, s.Oldest, verdict)
 		})
+		if err == nil && s.Err() != nil {
+			err = program.ErrFinding
+		}
+		return err
 	}
 }

@@ -121,6 +121,9 @@ func (c *call) app(ctx context.Context) (*program.App, error) {
 	if err != nil {
 		return nil, err
 	}
+	if s.Database.URL == "" { // it acts as the owner only
+		s.Database.URL, s.Database.ReadURL = s.Database.OwnerURL, s.Database.OwnerURL
+	}
 	log, err := c.logger(s)
 	if err != nil {
 		return nil, err

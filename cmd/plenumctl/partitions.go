@@ -129,6 +129,7 @@ type applied struct {
 	Table   string            `json:"table"`
 	Done    []partman.Action  `json:"done"`
 	Refused []partman.Refusal `json:"refused"`
+	Failed  string            `json:"failed,omitempty"`
 }
 
 func setupPartitionsApply(fs *flag.FlagSet) func(context.Context, *call) error {
@@ -148,8 +149,12 @@ func setupPartitionsApply(fs *flag.FlagSet) func(context.Context, *call) error {
 		var errs []error
 		for _, plan := range plans {
 			result, err := m.Apply(ctx, plan)
-			report = append(report, applied{plan.Table, result.Done, result.Refused})
-			errs = append(errs, err)
+			a := applied{Table: plan.Table, Done: result.Done, Refused: result.Refused}
+			if err != nil {
+				a.Failed = err.Error()
+				errs = append(errs, fmt.Errorf("table %q: %w", plan.Table, err))
+			}
+			report = append(report, a)
 		}
 		err = p.print(c.stdout, report, func(w io.Writer) { printApplied(w, report) })
 		return errors.Join(append(errs, err)...)
@@ -158,11 +163,14 @@ func setupPartitionsApply(fs *flag.FlagSet) func(context.Context, *call) error {
 
 func printApplied(w io.Writer, report []applied) {
 	for _, r := range report {
-		if len(r.Done)+len(r.Refused) == 0 {
+		if len(r.Done)+len(r.Refused) == 0 && r.Failed == "" {
 			fmt.Fprintf(w, "%s\tnothing to do\n", r.Table)
 		}
 		for _, a := range r.Done {
 			fmt.Fprintf(w, "%s\t%s\t%s\tdone\n", r.Table, a.Kind, a.Partition)
+		}
+		if r.Failed != "" {
+			fmt.Fprintf(w, "%s\tfailed\n", r.Table)
 		}
 		for _, f := range r.Refused {
 			fmt.Fprintf(w, "%s\t%s\t%s\trefused: %s\n", r.Table, f.Action.Kind, f.Action.Partition, f.Blocked)

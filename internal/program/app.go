@@ -54,6 +54,7 @@ func NewApp(ctx context.Context, name string, s Settings, log *zap.Logger) (*App
 		a.read = open("database.read_url", s.Database.ReadURL, 8)
 	}
 	a.Health.Add(a.waiting.check)
+	a.Registry.MustRegister(a.ready())
 	if len(errs) > 0 {
 		a.Close()
 		return nil, &UsageError{errors.Join(errs...)}
@@ -68,6 +69,20 @@ func (a *App) Close() {
 			p.Close()
 		}
 	}
+}
+
+// ready is readiness as a metric: a daemon that waits at its start has few others.
+func (a *App) ready() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "plenum_ready", Help: "1 if /readyz answers 200, 0 if it answers 503.",
+	}, func() float64 {
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		if a.Health.Failing(ctx) {
+			return 0
+		}
+		return 1
+	})
 }
 
 func buildInfo() prometheus.Collector {

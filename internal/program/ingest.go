@@ -190,7 +190,12 @@ func (p *path) stop(ctx context.Context, a *App, cut context.CancelFunc, storing
 		a.Log.Warn("disconnected without an orderly end", zap.Error(closeErr))
 	}
 	t := p.pipeline.Totals()
-	a.Log.Info("drained", zap.Int64("messages", t.Messages), zap.Int64("received", t.Received), zap.Int64("stored", t.Stored),
+	log := a.Log.Info
+	message := "drained"
+	if err != nil {
+		log, message = a.Log.Warn, "drain incomplete"
+	}
+	log(message, zap.Int("unacknowledged", p.client.Unacked()), zap.Int64("messages", t.Messages), zap.Int64("received", t.Received), zap.Int64("stored", t.Stored),
 		zap.Int64("duplicate", t.Duplicate), zap.Int64("quarantined", t.Quarantined),
 		zap.Int64("left_to_broker", t.Late))
 	return err
@@ -213,12 +218,14 @@ func guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
+		a.Log.Warn("lost the lock of the MQTT client ids, taking it again", zap.Error(err))
 		lock.Unlock(ctx)
 		fresh, err := store.LockNames(ctx, a.pool, clientIDs(a.Settings))
 		if held := (*store.HeldError)(nil); errors.As(err, &held) {
 			return err
 		}
 		if err == nil {
+			a.Log.Info("took the lock of the MQTT client ids again")
 			lock = fresh
 		}
 	}

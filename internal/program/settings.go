@@ -58,7 +58,7 @@ func (k key) env() string {
 // keys lists every key with the field of s that it sets. listen is http.listen's default, which differs by program.
 func (s *Settings) keys(listen string) []key {
 	return []key{
-		secret("database.url", &s.Database.URL, "PostgreSQL, as a URL"),
+		secret("database.url", &s.Database.URL, "PostgreSQL, as a URL; not through a transaction pooler"),
 		secret("database.owner_url", &s.Database.OwnerURL, "the same database as the tables' owner, for migrations and partitions; not through a transaction pooler (default database.url)"),
 		secret("database.read_url", &s.Database.ReadURL, "a replica, for feed reads (default database.url)"),
 		text("database.schema", &s.Database.Schema, "public", "schema of all tables"),

@@ -44,6 +44,9 @@ func Partitions(ctx context.Context, a *App) (*partman.Manager, []string, error)
 	if err := store.CheckServer(ctx, a.owner, schema); err != nil {
 		return nil, nil, err
 	}
+	if err := store.CheckOwner(ctx, a.owner, schema); err != nil {
+		return nil, nil, err
+	}
 	status, err := store.ReadSchema(ctx, a.owner)
 	if err = errors.Join(err, status.Err()); err != nil {
 		return nil, nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 )
@@ -41,6 +42,11 @@ func (h *Health) Findings(ctx context.Context) []Finding {
 		findings = append(findings, c(ctx)...)
 	}
 	return findings
+}
+
+// Failing says whether the program cannot do its work.
+func (h *Health) Failing(ctx context.Context) bool {
+	return slices.ContainsFunc(h.Findings(ctx), func(f Finding) bool { return f.Failing })
 }
 
 // readiness is the body of /readyz.

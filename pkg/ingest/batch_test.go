@@ -77,7 +77,7 @@ func TestLingerIsTheFirstMessages(t *testing.T) {
 			time.Sleep(5*time.Millisecond - 1)
 			synctest.Wait()
 			notDone(t, first, second)
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			synctest.Wait()
 			doneOnce(t, first, second)
 			time.Sleep(time.Hour)

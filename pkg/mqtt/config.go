@@ -164,7 +164,7 @@ func (c Config) validateFilters(fault func(string, ...any)) {
 
 func (c Config) validateLimits(fault func(string, ...any)) {
 	if c.KeepAlive < time.Second || c.KeepAlive > maxStringBytes*time.Second || c.KeepAlive%time.Second != 0 {
-		fault("mqtt keep-alive %s: must be whole seconds, 1s to %ds", c.KeepAlive, maxStringBytes)
+		fault("mqtt.keepalive: %s: must be whole seconds, 1s to %ds", c.KeepAlive, maxStringBytes)
 	}
 	if c.DialTimeout < 0 {
 		fault("mqtt dial timeout %s: must be positive", c.DialTimeout)
@@ -173,10 +173,10 @@ func (c Config) validateLimits(fault func(string, ...any)) {
 		fault("mqtt back-off %s: must be positive", c.MaxBackoff)
 	}
 	if c.WindowMessages < 1 {
-		fault("mqtt window of %d messages: must be at least 1", c.WindowMessages)
+		fault("mqtt.window_messages: %d: must be at least 1", c.WindowMessages)
 	}
 	if c.WindowBytes < 1 {
-		fault("mqtt window of %d bytes: must be at least 1", c.WindowBytes)
+		fault("mqtt.window_bytes: %d: must be at least 1", c.WindowBytes)
 	}
 	if c.MaxPacketBytes < 1024 || c.MaxPacketBytes > maxPacket {
 		fault("mqtt packet limit of %d bytes: must be 1024 to %d", c.MaxPacketBytes, maxPacket)

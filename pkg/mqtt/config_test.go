@@ -49,7 +49,7 @@ func TestValidateNamesKeyAndValue(t *testing.T) {
 		"password alone":      {func(c *mqtt.Config) { c.Password = "secret" }, "mqtt.password: given without mqtt.username"},
 		"certificate alone":   {func(c *mqtt.Config) { c.CertFile = "c.crt" }, `mqtt.key_file: empty, with mqtt.cert_file "c.crt"`},
 		"key alone":           {func(c *mqtt.Config) { c.KeyFile = "c.key" }, `mqtt.cert_file: empty, with mqtt.key_file "c.key"`},
-		"keep-alive":          {func(c *mqtt.Config) { c.KeepAlive = 1500 * time.Millisecond }, "mqtt keep-alive 1.5s"},
+		"keep-alive":          {func(c *mqtt.Config) { c.KeepAlive = 1500 * time.Millisecond }, "mqtt.keepalive: 1.5s"},
 		"packet limit":        {func(c *mqtt.Config) { c.MaxPacketBytes = 1 << 28 }, "mqtt packet limit of 268435456 bytes"},
 	} {
 		c := valid()

@@ -42,6 +42,8 @@ func Open(ctx context.Context, c Config) (*pgxpool.Pool, error) {
 	p["plan_cache_mode"] = "force_custom_plan"
 	p["idle_in_transaction_session_timeout"] = "60s"
 	p["jit"] = "off"
+	// The server notices within a minute that this host has died, and releases what it held.
+	p["tcp_keepalives_idle"], p["tcp_keepalives_interval"], p["tcp_keepalives_count"] = "30", "10", "3"
 	if cfg.ConnConfig.ConnectTimeout == 0 {
 		cfg.ConnConfig.ConnectTimeout = 10 * time.Second
 	}
@@ -87,7 +89,7 @@ func asSetup(err error) error {
 	if errors.As(err, &pg) {
 		switch pg.Code {
 		case "28P01", "28000", "3D000":
-			return setupErrorf("database.url: PostgreSQL refuses: %s (SQLSTATE %s)", pg.Message, pg.Code)
+			return setupErrorf("PostgreSQL refuses: %s (SQLSTATE %s); see database.url, and owner_url and read_url where set", pg.Message, pg.Code)
 		}
 	}
 	return err

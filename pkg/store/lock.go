@@ -28,8 +28,14 @@ type NameLock struct {
 // nameKey makes an advisory lock key of a name; the bigint form, which the two-key form never meets.
 const nameKey = `hashtextextended('plenum.name/' || $1, 0)`
 
+// A session that has just ended may still hold its locks for a moment: a name is held if it stays so for that long.
+const (
+	lockPatience = 3 * time.Second
+	lockPause    = 100 * time.Millisecond
+)
+
 // LockNames takes the session-level advisory lock of each name, on one connection that it keeps. A name that
-// another session holds is a *HeldError.
+// another session goes on holding is a *HeldError.
 func LockNames(ctx context.Context, pool *pgxpool.Pool, names []string) (*NameLock, error) {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
@@ -37,18 +43,32 @@ func LockNames(ctx context.Context, pool *pgxpool.Pool, names []string) (*NameLo
 	}
 	l := &NameLock{conn}
 	for _, name := range names {
-		var ok bool
-		if err := conn.QueryRow(ctx, `select pg_try_advisory_lock(`+nameKey+`)`, name).Scan(&ok); err != nil {
-			l.Unlock(ctx)
-			return nil, fmt.Errorf("lock name %q: %w", name, err)
-		}
-		if !ok {
-			err := &HeldError{name, holder(ctx, conn.Conn(), name)}
+		if err := lockName(ctx, conn.Conn(), name); err != nil {
 			l.Unlock(ctx)
 			return nil, err
 		}
 	}
 	return l, nil
+}
+
+func lockName(ctx context.Context, conn *pgx.Conn, name string) error {
+	for end := time.Now().Add(lockPatience); ; {
+		var ok bool
+		if err := conn.QueryRow(ctx, `select pg_try_advisory_lock(`+nameKey+`)`, name).Scan(&ok); err != nil {
+			return fmt.Errorf("lock name %q: %w", name, err)
+		}
+		if ok {
+			return nil
+		}
+		if time.Now().After(end) {
+			return &HeldError{name, holder(ctx, conn, name)}
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lockPause):
+		}
+	}
 }
 
 func holder(ctx context.Context, conn *pgx.Conn, name string) string {

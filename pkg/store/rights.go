@@ -100,7 +100,7 @@ func CheckOwner(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	}
 	switch {
 	case !create:
-		return setupErrorf("database.owner_url: role %q may not create tables; as a superuser run: grant create on schema %s to %s;",
+		return setupErrorf("database.owner_url (or database.url, where that is not set): role %q may not create tables; use the tables' owner, or as a superuser run: grant create on schema %s to %s;",
 			role, quoteIdent(schema), quoteIdent(role))
 	case other != "":
 		return setupErrorf("database.owner_url: role %q does not own table telemetry, which %q does; use that role, or run: grant %s to %s;",

@@ -39,7 +39,7 @@ const (
 	longestPoll     = 160 * time.Millisecond
 	firstRetry      = 100 * time.Millisecond // pause after an error, full jitter below a doubling bound …
 	lastRetry       = 10 * time.Second
-	markTimeout     = 60 * time.Second // one transaction
+	markTimeout     = 30 * time.Second // one transaction
 	reconcileEvery  = time.Minute
 	reconcileWindow = 10 * time.Minute // what each reconcile looks back over
 	observeEvery    = 2 * time.Second
@@ -129,7 +129,7 @@ func (j *Job) RunOnce(ctx context.Context) (store.Marked, error) {
 		j.m.duration.Observe(time.Since(start).Seconds())
 	}
 	if done.SetAside > 0 {
-		j.log.Error("batches set aside: their rows differ from the ledger's count; see plenumctl sync status", zap.Int("batches", done.SetAside))
+		j.log.Error("batches set aside: their rows differ from the ledger's count; see docs/operations.md, set-aside-batches", zap.Int("batches", done.SetAside))
 	}
 	return done, err
 }

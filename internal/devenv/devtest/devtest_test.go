@@ -45,7 +45,7 @@ func TestDatabaseIsFreshAndDropped(t *testing.T) {
 
 func TestServersAreShared(t *testing.T) {
 	t.Parallel()
-	if devtest.Postgres(t) != devtest.Postgres(t) {
+	if first, second := devtest.Postgres(t), devtest.Postgres(t); first != second {
 		t.Error("two servers in one test binary")
 	}
 	if first, second := devtest.Mosquitto(t), devtest.Mosquitto(t); first.URL() == second.URL() {
