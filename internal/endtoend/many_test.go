@@ -49,6 +49,9 @@ func TestTwoOfEach(t *testing.T) {
 			if got := s.count("telemetry"); got != n+more || len(r.rows) != n+more {
 				t.Fatalf("%d rows are stored and %d came, of %d", got, len(r.rows), n+more)
 			}
+			if got := first.metric("plenum_mqtt_messages_received_total") + second.metric("plenum_mqtt_messages_received_total"); got != float64(n+more) {
+				t.Errorf("the two ingest received %v messages of %d", got, n+more)
+			}
 			stored := [2]float64{first.metric(`plenum_ingest_rows_total{result="stored"}`), second.metric(`plenum_ingest_rows_total{result="stored"}`)}
 			marked := [2]float64{syncs[0].metric("plenum_sync_rows_processed_total"), syncs[1].metric("plenum_sync_rows_processed_total")}
 			if stored[0] == 0 || stored[1] == 0 || stored[0]+stored[1] != float64(n+more) || marked[0]+marked[1] != float64(n+more) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -73,7 +74,7 @@ func prepareDatabase(ctx context.Context, a *App, manager *partman.Manager) erro
 		if err := store.CheckRights(ctx, a.pool, store.IngestRights()); err != nil {
 			return err
 		}
-		if err := registerPolicies(ctx, a.owner, s); err != nil {
+		if err := registerPolicies(ctx, a); err != nil {
 			return err
 		}
 		return ensureToday(ctx, manager, s)
@@ -206,7 +207,7 @@ func (p *path) stop(ctx context.Context, a *App, cut context.CancelFunc, storing
 func guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
 	const interval = 5 * time.Second
 	defer func() { lock.Unlock(context.WithoutCancel(ctx)) }()
-	for {
+	for lost := false; ; {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -218,7 +219,10 @@ func guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
-		a.Log.Warn("lost the lock of the MQTT client ids, taking it again", zap.Error(err))
+		if !lost {
+			lost = true
+			a.Log.Warn("lost the lock of the MQTT client ids, taking it again", zap.Error(err))
+		}
 		lock.Unlock(ctx)
 		fresh, err := store.LockNames(ctx, a.pool, clientIDs(a.Settings))
 		if held := (*store.HeldError)(nil); errors.As(err, &held) {
@@ -226,20 +230,23 @@ func guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
 		}
 		if err == nil {
 			a.Log.Info("took the lock of the MQTT client ids again")
-			lock = fresh
+			lock, lost = fresh, false
 		}
 	}
 }
 
+// checkMQTT fails where no connection is up; one of several is a warning.
 func (p *path) checkMQTT(context.Context) []httpapi.Finding {
 	var fs []httpapi.Finding
-	for _, c := range p.client.Status() {
+	all := p.client.Status()
+	none := !slices.ContainsFunc(all, func(c mqtt.ConnectionStatus) bool { return c.Connected })
+	for _, c := range all {
 		if !c.Connected {
 			message := fmt.Sprintf("%s is not connected to %s since %s", c.ClientID, c.Broker, c.Since.Format(time.RFC3339))
 			if c.LastError != "" {
 				message += ": " + c.LastError
 			}
-			fs = append(fs, httpapi.Finding{Component: "mqtt", Failing: true, Message: message})
+			fs = append(fs, httpapi.Finding{Component: "mqtt", Failing: none, Message: message})
 		}
 		for _, w := range c.Warnings {
 			fs = append(fs, httpapi.Finding{Component: "mqtt", Message: c.ClientID + ": " + w})
@@ -287,7 +294,7 @@ func (p *path) checkPartitions(context.Context) []httpapi.Finding {
 	var fs []httpapi.Finding
 	for _, t := range p.manager.Status() {
 		for _, f := range t.Findings {
-			fs = append(fs, httpapi.Finding{Component: "partitions", Failing: f.Broken, Message: t.Table + ": " + f.Detail})
+			fs = append(fs, httpapi.Finding{Component: "partitions", Failing: f.Broken, Message: t.Table + ": " + f.String()})
 		}
 	}
 	return fs

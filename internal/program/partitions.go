@@ -3,6 +3,7 @@ package program
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -44,13 +45,40 @@ func policies(s Settings) []partman.Policy {
 	}
 }
 
-// registerPolicies puts Plenum's tables under management, with the rights of their owner.
-func registerPolicies(ctx context.Context, owner *pgxpool.Pool, s Settings) error {
-	if err := partman.Install(ctx, owner, s.Database.Schema); err != nil {
+// registerPolicies puts Plenum's tables under management by the settings, with the rights of their owner, and logs
+// each policy that this changes.
+func registerPolicies(ctx context.Context, a *App) error {
+	schema := a.Settings.Database.Schema
+	if err := partman.Install(ctx, a.owner, schema); err != nil {
 		return err
 	}
-	for _, p := range policies(s) {
-		if err := partman.Register(ctx, owner, s.Database.Schema, p); err != nil {
+	for _, p := range policies(a.Settings) {
+		before, err := partman.Register(ctx, a.owner, schema, p)
+		if err != nil {
+			return err
+		}
+		if before != nil && !before.Equal(p) {
+			a.Log.Warn("partition policy changed", zap.String("table", p.String()), zap.Any("from", before), zap.Any("to", p))
+		}
+	}
+	return nil
+}
+
+// registerNew registers only tables that have no policy: whoever migrates by hand need not have the daemon's settings.
+func registerNew(ctx context.Context, a *App) error {
+	schema := a.Settings.Database.Schema
+	if err := partman.Install(ctx, a.owner, schema); err != nil {
+		return err
+	}
+	there, err := partman.Policies(ctx, a.owner, schema)
+	if err != nil {
+		return err
+	}
+	for _, p := range policies(a.Settings) {
+		if slices.ContainsFunc(there, func(q partman.Policy) bool { return q.String() == p.String() }) {
+			continue
+		}
+		if _, err := partman.Register(ctx, a.owner, schema, p); err != nil {
 			return err
 		}
 	}

@@ -8,7 +8,7 @@ import (
 	"plenum/pkg/store"
 )
 
-// MigrateUp migrates as the owner, registers the partition policies, and makes today's partitions.
+// MigrateUp migrates as the owner, registers the tables that have no partition policy, and makes today's partitions.
 func MigrateUp(ctx context.Context, a *App) (before, after store.Schema, err error) {
 	if before, err = SchemaStatus(ctx, a); err != nil {
 		return before, after, err
@@ -23,7 +23,7 @@ func MigrateUp(ctx context.Context, a *App) (before, after store.Schema, err err
 	if after, err = store.Migrate(ctx, a.owner); err != nil {
 		return before, after, err
 	}
-	if err = registerPolicies(ctx, a.owner, a.Settings); err != nil {
+	if err = registerNew(ctx, a); err != nil {
 		return before, after, err
 	}
 	return before, after, ensureToday(ctx, manager, a.Settings)

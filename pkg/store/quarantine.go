@@ -60,10 +60,23 @@ func (q *Quarantine) Full() (used, allowed int64, full bool) {
 	return used, q.max, used >= q.max
 }
 
+// quarantined is what a transaction adds, to be counted once it has committed.
+type quarantined struct {
+	bytes   int64
+	dropped []telemetry.Code // of the rejects kept without their bytes
+}
+
+func (q *Quarantine) committed(added quarantined) {
+	q.used.Add(added.bytes)
+	for _, code := range added.dropped {
+		q.dropped.WithLabelValues(string(code)).Inc()
+	}
+}
+
 // insert writes the rejects within tx.
-func (q *Quarantine) insert(ctx context.Context, tx pgx.Tx, rejects []telemetry.Reject) error {
+func (q *Quarantine) insert(ctx context.Context, tx pgx.Tx, rejects []telemetry.Reject) (added quarantined, err error) {
 	if len(rejects) == 0 {
-		return nil
+		return added, nil
 	}
 	const sql = `insert into telemetry_quarantine (code, detail, topic, payload)
 		select * from unnest($1::text[], $2::text[], $3::text[], $4::bytea[])`
@@ -71,13 +84,13 @@ func (q *Quarantine) insert(ctx context.Context, tx pgx.Tx, rejects []telemetry.
 	codes, details, topics, payloads := make([]string, n), make([]string, n), make([]string, n), make([][]byte, n)
 	for i, r := range rejects {
 		codes[i], details[i], topics[i] = string(r.Code), r.Detail, r.Topic
-		if q.used.Add(int64(len(r.Raw))) > q.max {
-			q.used.Add(-int64(len(r.Raw)))
-			q.dropped.WithLabelValues(string(r.Code)).Inc()
+		if q.used.Load()+added.bytes+int64(len(r.Raw)) > q.max {
+			added.dropped = append(added.dropped, r.Code)
 			continue // NULL: not kept, where an empty payload is an empty message
 		}
+		added.bytes += int64(len(r.Raw))
 		payloads[i] = append([]byte{}, r.Raw...)
 	}
-	_, err := tx.Exec(ctx, sql, codes, details, topics, payloads)
-	return err
+	_, err = tx.Exec(ctx, sql, codes, details, topics, payloads)
+	return added, err
 }

@@ -68,38 +68,41 @@ func (w *Writer) tryWrite(ctx context.Context, b *telemetry.Batch, repeats bool)
 			return out, err
 		}
 	}
+	var added quarantined
 	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		out, err = w.insert(ctx, tx, b, runs, repeats)
+		out, added, err = w.insert(ctx, tx, b, runs, repeats)
 		return err
 	})
 	if err != nil {
 		return telemetry.Outcome{}, fmt.Errorf("store %d readings and %d rejects: %w", len(b.Readings), len(b.Rejects), err)
 	}
+	w.quarantine.committed(added)
 	return out, nil
 }
 
-func (w *Writer) insert(ctx context.Context, tx pgx.Tx, b *telemetry.Batch, runs []run, repeats bool) (telemetry.Outcome, error) {
-	out := telemetry.Outcome{Stored: len(b.Readings)}
+func (w *Writer) insert(ctx context.Context, tx pgx.Tx, b *telemetry.Batch, runs []run, repeats bool) (out telemetry.Outcome, added quarantined, err error) {
+	out = telemetry.Outcome{Stored: len(b.Readings)}
 	rejects := b.Rejects
 	switch {
 	case len(b.Readings) == 0:
 	case repeats:
 		fresh, err := insertNew(ctx, tx, b.Readings, runs)
 		if err != nil {
-			return out, err
+			return out, added, err
 		}
 		runs, out = fresh.runs, fresh.outcome
 		rejects = append(rejects[:len(rejects):len(rejects)], fresh.conflicts...)
 	default:
 		if err := w.copyIn(ctx, tx.Conn().PgConn(), b.Readings, runs); err != nil {
-			return out, err
+			return out, added, err
 		}
 	}
 	if err := insertLines(ctx, tx, runs, w.source); err != nil {
-		return out, err
+		return out, added, err
 	}
 	out.Quarantined = len(rejects)
-	return out, w.quarantine.insert(ctx, tx, rejects)
+	added, err = w.quarantine.insert(ctx, tx, rejects)
+	return out, added, err
 }
 
 func (w *Writer) copyIn(ctx context.Context, conn *pgconn.PgConn, readings []telemetry.Reading, runs []run) error {
