@@ -65,6 +65,7 @@ func find(plan Plan, a Action) (Action, bool) {
 // keep does one round of one loop for one table: action after action, each planned anew from the catalog under the lock.
 func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result) error {
 	var faults []error
+	var unacted error // what kept the round from even trying an action
 	tried := make(map[string]bool)
 	leaving := 0
 	choose := func(s Snapshot) (Action, bool) {
@@ -89,6 +90,9 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 		}
 		if err != nil {
 			faults = append(faults, fmt.Errorf("table %q: %w", p.String(), err))
+			if !acted {
+				unacted = err
+			}
 			if lockFault(err) || !acted || ctx.Err() != nil {
 				break // the next one would wait for the same lock, or meets the same lost connection
 			}
@@ -97,10 +101,12 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 			break
 		}
 	}
+	err := errors.Join(faults...)
 	if loop == RetireLoop {
-		m.observeRefused(p, *result, errors.Join(faults...))
+		m.observeRefused(p, *result, err)
 	}
-	return errors.Join(faults...)
+	m.observeFault(p, loop, err, unacted)
+	return err
 }
 
 // step does at most one action under the lock of its loop. It takes a connection, the lock on it, reads the catalog, lets
@@ -125,6 +131,9 @@ func (m *Manager) step(ctx context.Context, p Policy, loop Loop, choose func(Sna
 		return false, nil
 	}
 	err = m.run(ctx, conn, p, a)
+	if ctx.Err() == nil { // an action cut short says nothing of its partition
+		m.observeAction(p, s.Now, a, err)
+	}
 	var blocked *Blocked
 	if errors.As(err, &blocked) {
 		result.Refused = append(result.Refused, Refusal{a, blocked})

@@ -55,10 +55,11 @@ func inspect(ctx context.Context, db Beginner, p Policy) (s Snapshot, err error)
 			return s, err
 		}
 	}
-	if s.Detached, err = readDetached(ctx, tx, p); err != nil {
+	marked, err := readDetached(ctx, tx, p, &s)
+	if err != nil {
 		return s, err
 	}
-	return s, readNames(ctx, tx, p, &s)
+	return s, readNames(ctx, tx, p, &s, marked)
 }
 
 type root struct {
@@ -242,7 +243,9 @@ select n.nspname, c.relname, c.oid, d.description, c.relpages * current_setting(
    and c.relkind = 'r' and not c.relispartition
  order by c.relname`
 
-func readDetached(ctx context.Context, tx pgx.Tx, p Policy) ([]Detached, error) {
+// readDetached reads the detached partitions of the policy's table. marked holds the names of all in the policy's schema,
+// whichever table they are of.
+func readDetached(ctx context.Context, tx pgx.Tx, p Policy, s *Snapshot) (marked []string, err error) {
 	rows, err := tx.Query(ctx, detachedSQL, markPrefix)
 	if err != nil {
 		return nil, err
@@ -254,15 +257,20 @@ func readDetached(ctx context.Context, tx pgx.Tx, p Policy) ([]Detached, error) 
 	if err != nil {
 		return nil, err
 	}
-	var ours []Detached
 	for _, d := range all {
 		m, ok := readMark(d.Comment)
-		if ok && m.Schema == p.Schema && m.Table == p.Table {
+		if !ok {
+			continue
+		}
+		if d.Schema == p.Schema {
+			marked = append(marked, d.Name)
+		}
+		if m.Schema == p.Schema && m.Table == p.Table {
 			d.From, d.To, d.At = m.From, m.To, m.At
-			ours = append(ours, d)
+			s.Detached = append(s.Detached, d)
 		}
 	}
-	return ours, nil
+	return marked, nil
 }
 
 const namesSQL = `
@@ -271,8 +279,9 @@ select relname, relkind = 'r' and not relispartition from pg_class
  union all
 select typname, false from pg_type where typnamespace = to_regnamespace($1)::oid and starts_with(typname, $2)`
 
-// readNames reads the names that a new partition cannot have, and among them the strays.
-func readNames(ctx context.Context, tx pgx.Tx, p Policy, s *Snapshot) error {
+// readNames reads the names that a new partition cannot have, and among them the strays. One with a mark is none: a day
+// that was archived and then detached from the archive has the live table's name for it still.
+func readNames(ctx context.Context, tx pgx.Tx, p Policy, s *Snapshot, marked []string) error {
 	rows, err := tx.Query(ctx, namesSQL, ident(p.Schema), p.stem())
 	if err != nil {
 		return err
@@ -281,10 +290,7 @@ func readNames(ctx context.Context, tx pgx.Tx, p Policy, s *Snapshot) error {
 	var loose bool
 	_, err = pgx.ForEachRow(rows, []any{&name, &loose}, func() error {
 		s.Taken = append(s.Taken, name)
-		if !loose || !looksLikePartition(strings.TrimPrefix(name, p.stem())) {
-			return nil
-		}
-		if !slices.ContainsFunc(s.Detached, func(d Detached) bool { return d.Schema == p.Schema && d.Name == name }) {
+		if loose && looksLikePartition(strings.TrimPrefix(name, p.stem())) && !slices.Contains(marked, name) {
 			s.Strays = append(s.Strays, name)
 		}
 		return nil

@@ -22,10 +22,11 @@ const (
 	DefaultPresent  Code = "default"          // there is a DEFAULT partition
 	DetachUnended   Code = "detach_pending"   // a DETACH CONCURRENTLY was left unfinished
 	NotATable       Code = "not_a_table"      // a partition that is partitioned itself, or foreign
-	Leftover        Code = "detached"         // a former partition of ours waits to be dropped
+	Leftover        Code = "detached"         // a former partition of ours should have been dropped
 	Stray           Code = "stray"            // a table is named like a partition and is none
-	PastRetention   Code = "past_retention"   // a partition is due to go, or should and cannot
+	PastRetention   Code = "past_retention"   // a partition should have gone, or cannot go
 	ArchiveNotReady Code = "archive_mismatch" // the archive cannot take partitions of this table
+	Failed          Code = "failed"           // an action or a whole round failed; only a Manager knows of it
 )
 
 // Finding is one thing that is not as the policy wants it.
@@ -35,11 +36,29 @@ type Finding struct {
 	Table     string `json:"table"`
 	Partition string `json:"partition,omitempty"`
 	Detail    string `json:"detail"`
+	// Refused is the guard's last word on the partition, where that is why it stays. Detail says it, too.
+	Refused *Blocked `json:"refused,omitempty"`
+	// Blockers held the lock that the last try did not get. Detail names them, too.
+	Blockers []Blocker `json:"blockers,omitempty"`
 	// Broken is set where the table cannot do its work now: a row finds no partition. Anything else is a warning.
 	Broken bool `json:"broken,omitempty"`
 }
 
-// Check compares the table of s to p at the instant now. It is a pure function; no finding means all is well.
+// String is the finding for a person who knows of which table it is: "telemetry_p20261114: ends before …", or the detail
+// alone where no partition is meant.
+func (f Finding) String() string {
+	if f.Partition == "" {
+		return f.Detail
+	}
+	return f.Partition + ": " + f.Detail
+}
+
+// overdue is how long a partition may be due to go, or to be dropped, before that is a finding. The retire loop has had a
+// dozen rounds by then.
+const overdue = time.Hour
+
+// Check compares the table of s to p at the instant now. It is a pure function; no finding means all is well. What is
+// due to leave is one only when it has been due for more than an hour, or when it is plain that it cannot leave.
 func Check(p Policy, s Snapshot, now time.Time) []Finding {
 	c := checker{p: p, s: s, now: now.UTC()}
 	c.coverage()
@@ -173,17 +192,30 @@ func (c *checker) retention(leaf Partition) {
 	switch why := cannotRetire(c.p, c.s, leaf, c.now); why {
 	case notExpired:
 	case "":
-		boundary, _ := Boundary(c.p, c.now)
-		c.add(PastRetention, leaf.Name, "ends before %s and is due: %s", boundary.Format(dayLayout), c.p.Expired)
+		if c.now.Sub(c.p.dueSince(leaf.To)) > overdue {
+			c.add(PastRetention, leaf.Name, "%s", dueToGo(c.p, leaf.To, c.now))
+		}
 	default:
-		c.add(PastRetention, leaf.Name, "cannot go: %s", why)
+		c.add(PastRetention, leaf.Name, "%s; cannot go: %s", dueToGo(c.p, leaf.To, c.now), why)
 	}
+}
+
+// dueToGo says of a partition past retention, which ends at to, since when it is.
+func dueToGo(p Policy, to, now time.Time) string {
+	boundary, _ := Boundary(p, now)
+	return fmt.Sprintf("ends before %s and is due since %s", boundary.Format(dayLayout), p.dueSince(to).Format(time.RFC3339))
+}
+
+// dueToDrop says of a detached partition when its grace ended.
+func dueToDrop(p Policy, d Detached) string {
+	return fmt.Sprintf("detached at %s and due to be dropped since %s", d.At.Format(time.RFC3339), d.At.Add(p.grace()).Format(time.RFC3339))
 }
 
 func (c *checker) leftovers() {
 	for _, d := range c.s.Detached {
-		c.add(Leftover, d.Name, "detached at %s, is dropped after %s", d.At.Format(time.RFC3339),
-			d.At.Add(c.p.grace()).Format(time.RFC3339))
+		if c.now.Sub(d.At) > c.p.grace()+overdue {
+			c.add(Leftover, d.Name, "%s", dueToDrop(c.p, d))
+		}
 	}
 	for _, name := range slices.Sorted(slices.Values(c.s.Strays)) {
 		c.add(Stray, name, "is named like a partition and is none, nor marked as a detached one")

@@ -33,6 +33,9 @@
 // Loops are independent: a partition that cannot be dropped for a month costs no premade day, and a table that fails costs
 // the other tables nothing.
 //
+// What was refused or failed is a finding of [Manager.Status] from its first try until it is done, with the reason and the
+// partition's name. What is merely due is none until it has been due for an hour.
+//
 // # Locks of creating a partition
 //
 // A partition is made as a table of its own, LIKE its parent, and then attached, which takes SHARE UPDATE EXCLUSIVE on the

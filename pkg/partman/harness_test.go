@@ -64,7 +64,7 @@ func newHouse(t *testing.T, change func(*partman.Config), policies ...partman.Po
 		t.Fatal(err)
 	}
 	for _, p := range policies {
-		if err := partman.Register(ctx, h.pool, "public", p); err != nil {
+		if _, err := partman.Register(ctx, h.pool, "public", p); err != nil {
 			t.Fatal(err)
 		}
 	}

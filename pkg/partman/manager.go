@@ -43,7 +43,12 @@ type Blocked struct {
 	Detail string `json:"detail,omitempty"`
 }
 
-func (b *Blocked) Error() string { return b.Reason + ": " + b.Detail }
+func (b *Blocked) Error() string {
+	if b.Detail == "" {
+		return b.Reason
+	}
+	return b.Reason + ": " + b.Detail
+}
 
 // Config is what a Manager needs. Zero durations and counts take the defaults named here.
 type Config struct {
@@ -114,8 +119,8 @@ type Manager struct {
 	// wake lets the create loop begin its next round at once.
 	wake chan struct{}
 
-	mu     sync.Mutex
-	status map[string]TableStatus
+	mu   sync.Mutex
+	seen map[string]*seen // by Policy.String
 }
 
 // New returns a manager; nothing happens before Run or another method is called.
@@ -128,7 +133,7 @@ func New(cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("register partition metrics: %w", err)
 	}
-	return &Manager{cfg: cfg, metrics: m, wake: make(chan struct{}, 1), status: make(map[string]TableStatus)}, nil
+	return &Manager{cfg: cfg, metrics: m, wake: make(chan struct{}, 1), seen: make(map[string]*seen)}, nil
 }
 
 // Run runs the three loops until ctx ends, and returns when the last one has stopped. What they meet is logged and
@@ -172,8 +177,11 @@ func (m *Manager) loop(ctx context.Context, loop Loop, every time.Duration) {
 // report logs what changed: each action done, and what is refused or fails when it is first seen or says something new.
 func report(log *zap.Logger, r Result, err error, told map[string]string) {
 	for _, a := range r.Done {
-		log.Info("partition action done", zap.String("action", string(a.Kind)), zap.String("table", a.Schema+"."+a.Table),
-			zap.String("partition", a.Partition))
+		fields := []zap.Field{zap.String("action", string(a.Kind)), zap.String("table", a.Schema+"."+a.Table)}
+		if a.Partition != "" {
+			fields = append(fields, zap.String("partition", a.Partition))
+		}
+		log.Info("partition action done", fields...)
 	}
 	now := make(map[string]string, len(r.Refused)+1)
 	for _, b := range r.Refused {
@@ -229,7 +237,6 @@ func (m *Manager) RunOnce(ctx context.Context, loop Loop) (Result, error) {
 		if err != nil {
 			faults = append(faults, err)
 		}
-		m.observeFault(p, loop, err)
 		if ctx.Err() != nil {
 			break
 		}

@@ -30,6 +30,15 @@ func Boundary(p Policy, now time.Time) (boundary time.Time, ok bool) {
 	return p.Step.next(p.Step.floor(now), 1-p.Retention), true
 }
 
+// dueSince is when the boundary passed to, the upper bound of a partition. Only where the policy has a retention.
+func (p Policy) dueSince(to time.Time) time.Time {
+	reached := p.Step.floor(to)
+	if reached.Before(to) {
+		reached = p.Step.next(reached, 1)
+	}
+	return p.Step.next(reached, p.Retention-1)
+}
+
 // planCreate fills what is missing of the current step and the premade ones. Where a partition with other bounds
 // covers a part of a step, only the rest is created: rows must land.
 func planCreate(p Policy, s Snapshot, now time.Time, names names) []Action {

@@ -3,6 +3,7 @@ package partman
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -87,6 +88,19 @@ func (i Index) method() string {
 
 // String is "schema.table".
 func (p Policy) String() string { return p.Schema + "." + p.Table }
+
+// Equal says that two policies are the same, field by field; an empty list is the same as none.
+func (p Policy) Equal(q Policy) bool { return reflect.DeepEqual(p.bare(), q.bare()) }
+
+func (p Policy) bare() Policy {
+	if len(p.Indexes) == 0 {
+		p.Indexes = nil
+	}
+	if len(p.Storage) == 0 {
+		p.Storage = nil
+	}
+	return p
+}
 
 func (p Policy) grace() time.Duration {
 	if p.Grace == 0 {

@@ -82,20 +82,43 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, make_interval(secs => $9), $10, $11)
 on conflict (table_schema, table_name) do update set
 	key_column = excluded.key_column, step = excluded.step, premake = excluded.premake, retention = excluded.retention,
 	expired = excluded.expired, archive_table = excluded.archive_table, grace = excluded.grace,
-	indexes = excluded.indexes, storage = excluded.storage, updated_at = now()
-where (p.key_column, p.step, p.premake, p.retention, p.expired, p.archive_table, p.grace, p.indexes, p.storage) is distinct from
-	(excluded.key_column, excluded.step, excluded.premake, excluded.retention, excluded.expired, excluded.archive_table,
-	 excluded.grace, excluded.indexes, excluded.storage)`
+	indexes = excluded.indexes, storage = excluded.storage, updated_at = now()`
 
-// Register puts a table under management, or changes its policy. The policy is validated; the table need not exist yet.
-// Grace is kept to the microsecond.
-func Register(ctx context.Context, db DB, schema string, p Policy) error {
+// Register puts a table under management, or changes its policy. It returns the policy that went before: nil where there
+// was none, one Equal to p where nothing changed and nothing was written. The policy is validated; the table need not
+// exist yet. Grace is kept to the microsecond.
+func Register(ctx context.Context, db DB, schema string, p Policy) (previous *Policy, err error) {
 	if err := p.Validate(); err != nil {
-		return err
+		return nil, err
 	}
+	p.Grace = p.Grace.Round(time.Microsecond)
+	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		// One after the other, so that of two programs that start at once only one finds the table new.
+		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", int64(installLock)); err != nil {
+			return err
+		}
+		list, err := readPolicies(ctx, tx, schema, "where (table_schema, table_name) = ($1, $2)", p.Schema, p.Table)
+		if err != nil {
+			return err
+		}
+		if len(list) > 0 {
+			previous = &list[0]
+			if previous.Equal(p) {
+				return nil
+			}
+		}
+		return writePolicy(ctx, tx, schema, p)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("register %q in schema %q: %w", p.String(), schema, err)
+	}
+	return previous, nil
+}
+
+func writePolicy(ctx context.Context, tx pgx.Tx, schema string, p Policy) error {
 	indexes, err := json.Marshal(p.Indexes)
 	if err != nil {
-		return fmt.Errorf("register %q: indexes: %w", p.String(), err)
+		return fmt.Errorf("indexes: %w", err)
 	}
 	if p.Indexes == nil {
 		indexes = []byte("[]")
@@ -104,30 +127,31 @@ func Register(ctx context.Context, db DB, schema string, p Policy) error {
 	if storage == nil {
 		storage = map[string]string{}
 	}
-	_, err = db.Exec(ctx, fmt.Sprintf(registerSQL, ident(schema, "partition_policy")), p.Schema, p.Table, p.Key, string(p.Step),
+	_, err = tx.Exec(ctx, fmt.Sprintf(registerSQL, ident(schema, "partition_policy")), p.Schema, p.Table, p.Key, string(p.Step),
 		p.Premake, p.Retention, p.Expired, p.ArchiveTable, p.Grace.Seconds(), indexes, storage)
-	if err != nil {
-		return fmt.Errorf("register %q in schema %q: %w", p.String(), schema, err)
-	}
-	return nil
+	return err
 }
 
 const policiesSQL = `
 select table_schema, table_name, key_column, step, premake, retention, expired, archive_table,
        (extract(epoch from grace) * 1000000)::bigint, indexes, storage
-  from %s order by table_schema, table_name`
+  from %s %s order by table_schema, table_name`
 
 // Policies lists the policies in schema, ordered by schema and table. One that does not validate is an error.
 func Policies(ctx context.Context, db DB, schema string) ([]Policy, error) {
-	rows, err := db.Query(ctx, fmt.Sprintf(policiesSQL, ident(schema, "partition_policy")))
-	if err != nil {
-		return nil, fmt.Errorf("read policies of schema %q: %w", schema, err)
-	}
-	list, err := pgx.CollectRows(rows, scanPolicy)
+	list, err := readPolicies(ctx, db, schema, "")
 	if err != nil {
 		return nil, fmt.Errorf("read policies of schema %q: %w", schema, err)
 	}
 	return list, nil
+}
+
+func readPolicies(ctx context.Context, db DB, schema, where string, args ...any) ([]Policy, error) {
+	rows, err := db.Query(ctx, fmt.Sprintf(policiesSQL, ident(schema, "partition_policy"), where), args...)
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, scanPolicy)
 }
 
 func scanPolicy(row pgx.CollectableRow) (Policy, error) {

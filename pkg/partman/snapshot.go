@@ -33,7 +33,8 @@ type Snapshot struct {
 	Archive *Archive
 	// Detached are partitions of this table that were detached by this package and wait to be dropped.
 	Detached []Detached
-	// Strays are tables named like partitions of this one that are none and carry no mark of ours. They are reported, never touched.
+	// Strays are tables named like partitions of this one that are none and carry no mark of ours, of whichever table.
+	// They are reported, never touched.
 	Strays []string
 	// Taken holds the names of the schema's relations and types that begin like the names of partitions.
 	Taken []string

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,26 +19,19 @@ type TableStatus struct {
 	// CoveredUntil is when inserts begin to fail; zero where that is never, or where no partitions are ever premade.
 	CoveredUntil time.Time `json:"covered_until,omitzero"`
 	Partitions   int       `json:"partitions"`
-	Findings     []Finding `json:"findings"`
-	// Faults holds, for each loop whose last round failed on this table, the error's text.
+	// Findings are those of that look. With them, and renewed with each try, is the reason of each action that was
+	// refused or failed and is still to be done, from its first try on, and of each round that came to no action at all.
+	Findings []Finding `json:"findings"`
+	// Faults holds, for each loop whose last round failed on this table, the error's text. Findings say the same.
 	Faults map[Loop]string `json:"faults,omitempty"`
 }
 
-// Status returns what the last rounds saw, ordered by table. It asks nothing of the database. It is empty before the first round.
-func (m *Manager) Status() []TableStatus {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	list := slices.Collect(maps.Values(m.status))
-	slices.SortFunc(list, func(a, b TableStatus) int { return strings.Compare(a.Schema+"."+a.Table, b.Schema+"."+b.Table) })
-	return list
-}
-
-// Check looks at every table now and returns the findings. A table that cannot be inspected is an error; the others'
-// findings come with it.
+// Check looks at every table now and returns the findings, with the reason of each action that this manager tried in
+// vain and that is still to be done. A table that cannot be inspected is an error; the others' findings come with it.
 func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
 	var found []Finding
 	err := m.each(ctx, func(p Policy, s Snapshot) error {
-		found = append(found, Check(p, s, s.Now)...)
+		found = append(found, merge(Check(p, s, s.Now), m.unfinished(p, s))...)
 		return nil
 	})
 	return found, err
@@ -175,53 +165,6 @@ func (m *Manager) label(p Policy) string {
 		return p.Table
 	}
 	return p.String()
-}
-
-// observe keeps what a look at the catalog showed.
-func (m *Manager) observe(p Policy, s Snapshot) {
-	st := TableStatus{Schema: p.Schema, Table: p.Table, At: s.Now, Partitions: len(s.Partitions), Findings: Check(p, s, s.Now)}
-	label := m.label(p)
-	m.metrics.partitions.WithLabelValues(label).Set(float64(len(s.Partitions)))
-	m.metrics.drift.WithLabelValues(label).Set(float64(Drift(p, s)))
-	if p.Premake != NoPremake {
-		st.CoveredUntil = CoveredUntil(s, s.Now)
-		m.metrics.runway.WithLabelValues(label).Set(Runway(s, s.Now).Seconds())
-	}
-	m.mu.Lock()
-	st.Faults = m.status[p.String()].Faults
-	m.status[p.String()] = st
-	m.mu.Unlock()
-}
-
-// observeFault keeps or clears a loop's last error on a table. The map is replaced, since Status has given the old one away.
-func (m *Manager) observeFault(p Policy, loop Loop, err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	st := m.status[p.String()]
-	st.Schema, st.Table = p.Schema, p.Table
-	faults := maps.Clone(st.Faults)
-	delete(faults, loop)
-	if err != nil {
-		if faults == nil {
-			faults = make(map[Loop]string)
-		}
-		faults[loop] = err.Error()
-	}
-	st.Faults = faults
-	m.status[p.String()] = st
-}
-
-// forget drops status and metrics of tables that have no policy any more.
-func (m *Manager) forget(policies []Policy) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for name, st := range m.status {
-		if slices.ContainsFunc(policies, func(p Policy) bool { return p.String() == name }) {
-			continue
-		}
-		delete(m.status, name)
-		m.metrics.forget(m.label(Policy{Schema: st.Schema, Table: st.Table}))
-	}
 }
 
 // observeRefused sets how many partitions of the table the last round of retiring could not let go, by reason: the guard's

@@ -1,0 +1,16 @@
+// Package bench measures the whole path: the programs as they are built, a private PostgreSQL with the settings of deploy/, a
+// private Mosquitto, real messages. make bench prints the table and writes it to docs/benchmarks.md.
+//
+// The model. Each repetition has fresh databases. Two persistent sessions, one of ingest and one of a plain paho and pgx
+// consumer, are given the same readings while neither consumer runs; then each consumer drains its session alone. Then syncjob
+// marks the rows of the one, and a plain SQL loop those of the other. At last ingest gets readings at a steady rate.
+//
+// What must hold, for the figures to mean what they say:
+//
+//   - Everything measured is the product's binary, or code that has no other work in its process; what a process spends on
+//     starting and stopping is measured by an idle run and taken off.
+//   - Both sides of a comparison see the same messages, store into the same kind of partition with the same indexes and
+//     settings, and take turns in going first. Ratios are of one repetition.
+//   - All rows are counted at the end: a repetition that lost or doubled one is no measurement but an error.
+//   - PostgreSQL runs with fsync, and no checkpoint falls into a measurement, so that no WAL figure depends on when one began.
+package bench

@@ -1,0 +1,179 @@
+package partman
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// seen is what a manager remembers of one table, under its mutex.
+type seen struct {
+	// last is the last look; its findings are as Check made them.
+	last TableStatus
+	// unfinished says of each action that the last try refused or failed why, by Action.key, until no plan asks for it.
+	unfinished map[string]Finding
+	// rounds says the same of each loop whose last round came to no action at all.
+	rounds map[Loop]Finding
+}
+
+// table returns what is remembered of the policy's table. The caller holds the mutex.
+func (m *Manager) table(p Policy) *seen {
+	t := m.seen[p.String()]
+	if t == nil {
+		t = &seen{
+			last:       TableStatus{Schema: p.Schema, Table: p.Table, Faults: make(map[Loop]string)},
+			unfinished: make(map[string]Finding), rounds: make(map[Loop]Finding),
+		}
+		m.seen[p.String()] = t
+	}
+	return t
+}
+
+// Status returns what the last rounds saw, ordered by table. It asks nothing of the database. It is empty before the first round.
+func (m *Manager) Status() []TableStatus {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []TableStatus
+	for _, t := range m.seen {
+		st := t.last
+		st.Findings = merge(st.Findings, t.reasons())
+		for _, loop := range slices.Sorted(maps.Keys(t.rounds)) {
+			st.Findings = append(st.Findings, t.rounds[loop])
+		}
+		st.Faults = maps.Clone(st.Faults)
+		list = append(list, st)
+	}
+	slices.SortFunc(list, func(a, b TableStatus) int { return strings.Compare(a.Schema+"."+a.Table, b.Schema+"."+b.Table) })
+	return list
+}
+
+// observe keeps what a look at the catalog showed.
+func (m *Manager) observe(p Policy, s Snapshot) {
+	st := TableStatus{Schema: p.Schema, Table: p.Table, At: s.Now, Partitions: len(s.Partitions), Findings: Check(p, s, s.Now)}
+	label := m.label(p)
+	m.metrics.partitions.WithLabelValues(label).Set(float64(len(s.Partitions)))
+	m.metrics.drift.WithLabelValues(label).Set(float64(Drift(p, s)))
+	if p.Premake != NoPremake {
+		st.CoveredUntil = CoveredUntil(s, s.Now)
+		m.metrics.runway.WithLabelValues(label).Set(Runway(s, s.Now).Seconds())
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.table(p)
+	st.Faults = t.last.Faults
+	t.last = st
+	t.settle(p, s)
+}
+
+// observeFault keeps or clears a loop's last error on a table. unacted is the part of it that is of no action.
+func (m *Manager) observeFault(p Policy, loop Loop, err, unacted error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.table(p)
+	delete(t.last.Faults, loop)
+	delete(t.rounds, loop)
+	if err != nil {
+		t.last.Faults[loop] = err.Error()
+	}
+	if unacted != nil {
+		t.rounds[loop] = Finding{
+			Code: Failed, Schema: p.Schema, Table: p.Table,
+			Detail: string(loop) + " round failed: " + oneLine(unacted),
+		}
+	}
+}
+
+// observeAction keeps why an action was refused or failed, or forgets it where it was done.
+func (m *Manager) observeAction(p Policy, now time.Time, a Action, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.table(p)
+	if err == nil {
+		delete(t.unfinished, a.key())
+		return
+	}
+	t.unfinished[a.key()] = reason(p, now, a, err)
+}
+
+// reason is the finding of an action that was tried in vain.
+func reason(p Policy, now time.Time, a Action, err error) Finding {
+	f := Finding{Code: Failed, Schema: p.Schema, Table: p.Table, Partition: a.Partition, Detail: string(a.Kind) + " "}
+	switch a.Kind {
+	case Move, Detach:
+		f.Code, f.Detail = PastRetention, dueToGo(p, a.To, now)+"; "
+	case Drop:
+		f.Code, f.Detail = Leftover, dueToDrop(p, a.detached)+"; "
+	}
+	if errors.As(err, &f.Refused) {
+		f.Detail += "refused: " + oneLine(f.Refused)
+		return f
+	}
+	var lock *LockError
+	if errors.As(err, &lock) {
+		f.Blockers = lock.Blockers
+	}
+	f.Detail += "failed: " + oneLine(err)
+	return f
+}
+
+// oneLine is an error's text on one line; errors that were joined have several.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// unfinished returns the reasons of the actions that were tried in vain and that the snapshot still asks for.
+func (m *Manager) unfinished(p Policy, s Snapshot) []Finding {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.seen[p.String()]
+	if t == nil {
+		return nil
+	}
+	t.settle(p, s)
+	return t.reasons()
+}
+
+// settle forgets the actions that are planned no more: another instance has done them, or nobody need.
+func (t *seen) settle(p Policy, s Snapshot) {
+	if len(t.unfinished) == 0 {
+		return
+	}
+	planned := make(map[string]bool)
+	for _, a := range NewPlan(p, s, s.Now).Actions {
+		planned[a.key()] = true
+	}
+	maps.DeleteFunc(t.unfinished, func(key string, _ Finding) bool { return !planned[key] })
+}
+
+func (t *seen) reasons() []Finding {
+	list := slices.Collect(maps.Values(t.unfinished))
+	slices.SortFunc(list, func(a, b Finding) int { return strings.Compare(a.String(), b.String()) })
+	return list
+}
+
+// merge adds reasons to findings. One takes the place of the finding that says the same of that partition without a reason.
+func merge(found, reasons []Finding) []Finding {
+	found = slices.Clone(found)
+	for _, r := range reasons {
+		n := slices.IndexFunc(found, func(f Finding) bool { return f.Code == r.Code && f.Partition == r.Partition })
+		if n < 0 || r.Code == Failed {
+			found = append(found, r)
+			continue
+		}
+		found[n] = r
+	}
+	return found
+}
+
+// forget drops memory and metrics of tables that have no policy any more.
+func (m *Manager) forget(policies []Policy) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for name, t := range m.seen {
+		if slices.ContainsFunc(policies, func(p Policy) bool { return p.String() == name }) {
+			continue
+		}
+		delete(m.seen, name)
+		m.metrics.forget(m.label(Policy{Schema: t.last.Schema, Table: t.last.Table}))
+	}
+}
