@@ -144,7 +144,7 @@ func TestMetricsMove(t *testing.T) {
 	if n := r.logged("rows without a ledger line got one"); n != 1 {
 		t.Errorf("reconciling was logged %d times", n)
 	}
-	if n := r.logged("batches set aside: their rows differ from the ledger's count; see plenumctl sync status"); n != 1 {
+	if n := r.logged("batches set aside: their rows differ from the ledger's count; see docs/operations.md, set-aside-batches"); n != 1 {
 		t.Errorf("setting aside was logged %d times", n)
 	}
 	if err := tx.Rollback(h.ctx); err != nil {

@@ -1,0 +1,72 @@
+package endtoend
+
+import (
+	"encoding/json"
+	"errors"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// ctl runs plenumctl as the owner and returns its exit code and output.
+func (s *system) ctl(args ...string) (code int, stdout, stderr string) {
+	s.t.Helper()
+	cmd := exec.Command(filepath.Join(bin, "plenumctl"), args...)
+	cmd.Env = []string{"PLENUM_DATABASE_OWNER_URL=" + s.role("owner")}
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		s.t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// TestTool walks an operator's commands over a database from empty to kept, with the exit code of each.
+func TestTool(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	expect := func(code int, want string, args ...string) string {
+		t.Helper()
+		got, out, errs := s.ctl(args...)
+		if got != code || !strings.Contains(out+errs, want) {
+			t.Errorf("plenumctl %s exits %d, want %d and %q:\n%s%s", strings.Join(args, " "), got, code, want, out, errs)
+		}
+		return out
+	}
+	expect(0, "Usage", "--help")
+	expect(0, "plenumctl", "--version")
+	expect(2, "no command", []string{}...)
+	expect(2, `unknown command "partitions vanish"`, "partitions", "vanish")
+	expect(2, "unexpected argument", "partitions", "list", "telemetry")
+	expect(2, "flag provided but not defined", "partitions", "list", "--tabel", "x")
+	expect(0, "--devices", "simulate", "--help")
+	expect(2, "database.url: is not set", "config", "check")
+	expect(0, "the configuration is valid", "config", "check", "--database.url", "postgres://h/d", "--mqtt.brokers", "tcp://h:1883")
+
+	expect(3, "run plenumctl migrate up", "migrate", "status")
+	expect(1, "run plenumctl migrate up", "partitions", "list")
+	expect(0, "version 1, was 0", "migrate", "up")
+	expect(0, "version 1, was 1", "migrate", "up")
+	expect(0, "up to date", "migrate", "status")
+
+	expect(3, "premake", "partitions", "check")
+	plan := expect(0, "attach partition", "partitions", "plan", "--table", "telemetry")
+	if tomorrow := time.Now().UTC().AddDate(0, 0, 1).Format("20060102"); !strings.Contains(plan, "telemetry_p"+tomorrow) || !strings.Contains(strings.ToUpper(plan), "SHARE UPDATE EXCLUSIVE") {
+		t.Errorf("the plan names neither tomorrow's partition nor the lock:\n%s", plan)
+	}
+	expect(2, `"nowhere" has no partition policy`, "partitions", "plan", "--table", "nowhere")
+	expect(0, "done", "partitions", "apply")
+	expect(0, "nothing found", "partitions", "check")
+	expect(0, "nothing to do", "partitions", "apply")
+
+	var listed []struct{ Table, Partition, State string }
+	if err := json.Unmarshal([]byte(expect(0, "[", "partitions", "list", "--table", "telemetry", "--output", "json")), &listed); err != nil || len(listed) != 5 {
+		t.Errorf("%d partitions of telemetry are listed, want today's and 4 premade: %v", len(listed), err)
+	}
+	expect(2, "--output", "partitions", "list", "--output", "xml")
+	expect(2, "--qos", "simulate", "--broker", s.broker.URL(), "--qos", "2")
+	expect(2, "database.url and mqtt.brokers must not be set", "demo", "--mqtt.brokers", s.broker.URL())
+}
