@@ -43,10 +43,10 @@ func commands() []command {
 		{"config check", "", "read the configuration and report every fault", setupConfigCheck},
 		{"migrate up", "", "bring the schema to this release, and grant the roles their rights", setupMigrateUp},
 		{"migrate status", "", "show the schema's version and this release's", setupMigrateStatus},
-		{"partitions list", "", "list the partitions of every table", setupPartitionsList},
-		{"partitions plan", "", "show what would be done, statement by statement, with the locks", setupPartitionsPlan},
-		{"partitions apply", "", "do what plan shows, and nothing else", setupPartitionsApply},
-		{"partitions check", "", "report what is not as it should be; exit code 3 if there is something", setupPartitionsCheck},
+		{"partitions list", "", "list the partitions of every table", partitionsCommand(listPartitions)},
+		{"partitions plan", "", "show what would be done, statement by statement, with the locks", partitionsCommand(planPartitions)},
+		{"partitions apply", "", "do what plan shows, and nothing else", partitionsCommand(applyPartitions)},
+		{"partitions check", "", "report what is not as it should be; exit code 3 if there is something", partitionsCommand(checkPartitions)},
 	}
 }
 

@@ -14,71 +14,66 @@ import (
 	"plenum/pkg/partman"
 )
 
-// partitionsCall is what the partitions commands share.
+// partitionsCall is one invocation of a partitions command.
 type partitionsCall struct {
+	*call
 	output
-	table  string
-	tables []string // with a policy, and asked for
+	table   string // of --table; empty for all
+	tables  []string
+	manager *partman.Manager
 }
 
-func (p *partitionsCall) add(fs *flag.FlagSet) {
-	p.output.add(fs)
-	fs.StringVar(&p.table, "table", "", "only this table")
-}
-
-// manager opens the database and narrows --table to the tables that there are; done closes it.
-func (p *partitionsCall) manager(ctx context.Context, c *call) (m *partman.Manager, done func(), err error) {
-	if err := p.check(); err != nil {
-		return nil, nil, err
+// partitionsCommand makes a command of do, which finds the database open and --table narrowed to the tables that there are.
+func partitionsCommand(do func(context.Context, *partitionsCall) error) func(*flag.FlagSet) func(context.Context, *call) error {
+	return func(fs *flag.FlagSet) func(context.Context, *call) error {
+		var p partitionsCall
+		p.add(fs)
+		fs.StringVar(&p.table, "table", "", "only this table")
+		return func(ctx context.Context, c *call) error {
+			if err := p.check(); err != nil {
+				return err
+			}
+			a, err := c.app(ctx)
+			if err != nil {
+				return err
+			}
+			defer a.Close()
+			p.call = c
+			if p.manager, p.tables, err = program.Partitions(ctx, a); err != nil {
+				return err
+			}
+			if p.table != "" && !slices.Contains(p.tables, p.table) {
+				return program.Usagef("--table: %q has no partition policy; these have: %s", p.table, strings.Join(p.tables, ", "))
+			}
+			p.tables = slices.DeleteFunc(p.tables, func(t string) bool { return !p.wants(t) })
+			return do(ctx, &p)
+		}
 	}
-	a, err := c.app(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	m, tables, err := program.Partitions(ctx, a)
-	if err == nil && p.table != "" && !slices.Contains(tables, p.table) {
-		err = program.Usagef("--table: %q has no partition policy; these have: %s", p.table, strings.Join(tables, ", "))
-	}
-	if err != nil {
-		a.Close()
-		return nil, nil, err
-	}
-	p.tables = slices.DeleteFunc(tables, func(t string) bool { return !p.wants(t) })
-	return m, a.Close, nil
 }
 
 func (p *partitionsCall) wants(table string) bool { return p.table == "" || p.table == table }
 
-func setupPartitionsList(fs *flag.FlagSet) func(context.Context, *call) error {
-	var p partitionsCall
-	p.add(fs)
-	return func(ctx context.Context, c *call) error {
-		m, done, err := p.manager(ctx, c)
-		if err != nil {
-			return err
-		}
-		defer done()
-		all, err := m.List(ctx)
-		if err != nil {
-			return err
-		}
-		listed := []partman.Listed{}
-		for _, l := range all {
-			if p.wants(l.Table) {
-				listed = append(listed, l)
-			}
-		}
-		return p.print(c.stdout, listed, func(w io.Writer) {
-			fmt.Fprintln(w, "TABLE\tPARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE")
-			for _, l := range listed {
-				rows := "?"
-				if l.Rows >= 0 {
-					rows = fmt.Sprintf("~%d", l.Rows)
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Table, l.Partition, day(l.From), day(l.To), l.State, rows, bytes(l.Bytes))
-			}
-		})
+func listPartitions(ctx context.Context, p *partitionsCall) error {
+	all, err := p.manager.List(ctx)
+	if err != nil {
+		return err
 	}
+	listed := []partman.Listed{}
+	for _, l := range all {
+		if p.wants(l.Table) {
+			listed = append(listed, l)
+		}
+	}
+	return p.print(p.stdout, listed, func(w io.Writer) {
+		fmt.Fprintln(w, "TABLE\tPARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE")
+		for _, l := range listed {
+			rows := "?"
+			if l.Rows >= 0 {
+				rows = fmt.Sprintf("~%d", l.Rows)
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Table, l.Partition, day(l.From), day(l.To), l.State, rows, bytes(l.Bytes))
+		}
+	})
 }
 
 func day(t time.Time) string {
@@ -89,10 +84,10 @@ func day(t time.Time) string {
 }
 
 // plans makes the plan of each table asked for.
-func (p *partitionsCall) plans(ctx context.Context, m *partman.Manager) ([]partman.Plan, error) {
+func (p *partitionsCall) plans(ctx context.Context) ([]partman.Plan, error) {
 	plans := make([]partman.Plan, 0, len(p.tables))
 	for _, t := range p.tables {
-		plan, err := m.Plan(ctx, t)
+		plan, err := p.manager.Plan(ctx, t)
 		if err != nil {
 			return nil, err
 		}
@@ -101,27 +96,16 @@ func (p *partitionsCall) plans(ctx context.Context, m *partman.Manager) ([]partm
 	return plans, nil
 }
 
-func setupPartitionsPlan(fs *flag.FlagSet) func(context.Context, *call) error {
-	var p partitionsCall
-	p.add(fs)
-	return func(ctx context.Context, c *call) error {
-		m, done, err := p.manager(ctx, c)
-		if err != nil {
-			return err
-		}
-		defer done()
-		plans, err := p.plans(ctx, m)
-		if err != nil {
-			return err
-		}
-		if p.format == "json" {
-			return p.print(c.stdout, plans, nil)
-		}
-		for _, plan := range plans {
-			fmt.Fprintln(c.stdout, plan.String())
-		}
-		return nil
+func planPartitions(ctx context.Context, p *partitionsCall) error {
+	plans, err := p.plans(ctx)
+	if err != nil {
+		return err
 	}
+	return p.print(p.stdout, plans, func(w io.Writer) {
+		for _, plan := range plans {
+			fmt.Fprintln(w, plan.String())
+		}
+	})
 }
 
 // applied is what partitions apply reports of one table.
@@ -132,33 +116,24 @@ type applied struct {
 	Failed  string            `json:"failed,omitempty"`
 }
 
-func setupPartitionsApply(fs *flag.FlagSet) func(context.Context, *call) error {
-	var p partitionsCall
-	p.add(fs)
-	return func(ctx context.Context, c *call) error {
-		m, done, err := p.manager(ctx, c)
-		if err != nil {
-			return err
-		}
-		defer done()
-		plans, err := p.plans(ctx, m)
-		if err != nil {
-			return err
-		}
-		var report []applied
-		var errs []error
-		for _, plan := range plans {
-			result, err := m.Apply(ctx, plan)
-			a := applied{Table: plan.Table, Done: result.Done, Refused: result.Refused}
-			if err != nil {
-				a.Failed = err.Error()
-				errs = append(errs, fmt.Errorf("table %q: %w", plan.Table, err))
-			}
-			report = append(report, a)
-		}
-		err = p.print(c.stdout, report, func(w io.Writer) { printApplied(w, report) })
-		return errors.Join(append(errs, err)...)
+func applyPartitions(ctx context.Context, p *partitionsCall) error {
+	plans, err := p.plans(ctx)
+	if err != nil {
+		return err
 	}
+	var report []applied
+	var errs []error
+	for _, plan := range plans {
+		result, err := p.manager.Apply(ctx, plan)
+		a := applied{Table: plan.Table, Done: result.Done, Refused: result.Refused}
+		if err != nil {
+			a.Failed = err.Error()
+			errs = append(errs, fmt.Errorf("table %q: %w", plan.Table, err))
+		}
+		report = append(report, a)
+	}
+	err = p.print(p.stdout, report, func(w io.Writer) { printApplied(w, report) })
+	return errors.Join(append(errs, err)...)
 }
 
 func printApplied(w io.Writer, report []applied) {
@@ -178,36 +153,27 @@ func printApplied(w io.Writer, report []applied) {
 	}
 }
 
-func setupPartitionsCheck(fs *flag.FlagSet) func(context.Context, *call) error {
-	var p partitionsCall
-	p.add(fs)
-	return func(ctx context.Context, c *call) error {
-		m, done, err := p.manager(ctx, c)
-		if err != nil {
-			return err
-		}
-		defer done()
-		all, err := m.Check(ctx)
-		if err != nil {
-			return err
-		}
-		findings := []partman.Finding{}
-		for _, f := range all {
-			if p.wants(f.Table) {
-				findings = append(findings, f)
-			}
-		}
-		err = p.print(c.stdout, findings, func(w io.Writer) {
-			for _, f := range findings {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Table, f.Code, f.Partition, f.Detail)
-			}
-			if len(findings) == 0 {
-				fmt.Fprintln(w, "nothing found")
-			}
-		})
-		if err == nil && len(findings) > 0 {
-			err = program.ErrFinding
-		}
+func checkPartitions(ctx context.Context, p *partitionsCall) error {
+	all, err := p.manager.Check(ctx)
+	if err != nil {
 		return err
 	}
+	findings := []partman.Finding{}
+	for _, f := range all {
+		if p.wants(f.Table) {
+			findings = append(findings, f)
+		}
+	}
+	err = p.print(p.stdout, findings, func(w io.Writer) {
+		for _, f := range findings {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Table, f.Code, f.Partition, f.Detail)
+		}
+		if len(findings) == 0 {
+			fmt.Fprintln(w, "nothing found")
+		}
+	})
+	if err == nil && len(findings) > 0 {
+		err = program.ErrFinding
+	}
+	return err
 }

@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"plenum/pkg/partman"
 	"plenum/pkg/store"
 )
 
@@ -36,7 +37,7 @@ func ExitCode(err error) int {
 	switch {
 	case err == nil:
 		return ExitDone
-	case errors.As(err, &held):
+	case errors.As(err, &held), errors.Is(err, partman.ErrBusy):
 		return ExitHeld
 	case errors.As(err, &usage), errors.As(err, &setup):
 		return ExitUsage
