@@ -13,6 +13,9 @@ func TestPath(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
 	ingest := s.ingest().awaitReady()
+	if ingest.metric("plenum_mqtt_connected") != 1 {
+		t.Error("ingest says that it is ready before it is connected")
+	}
 	syncjob := s.syncjob().awaitReady()
 
 	const n = 2000

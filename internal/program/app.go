@@ -53,6 +53,7 @@ func NewApp(ctx context.Context, name string, s Settings, log *zap.Logger) (*App
 		a.owner = open("database.owner_url", s.Database.OwnerURL, 8)
 		a.read = open("database.read_url", s.Database.ReadURL, 8)
 	}
+	a.waiting.set("start", "the program is starting") // until a daemon says what it waits for
 	a.Health.Add(a.waiting.check)
 	a.Registry.MustRegister(a.ready())
 	if len(errs) > 0 {
@@ -126,6 +127,13 @@ func (a *App) WithHTTP(ctx context.Context, withFeed bool, out io.Writer, work f
 		return cause
 	}
 	return err
+}
+
+// begin makes readiness fail until the returned function is called, when the daemon has added its own checks.
+func (a *App) begin(daemon string) (begun func()) {
+	a.waiting.set(daemon, daemon+" is starting")
+	a.waiting.set("start", "")
+	return func() { a.waiting.set(daemon, "") }
 }
 
 // waiting is what a starting daemon waits for, as readiness tells it.

@@ -21,6 +21,7 @@ import (
 
 // Ingest runs the ingest daemon without its HTTP until ctx ends and it has drained.
 func Ingest(ctx context.Context, a *App) error {
+	begun := a.begin("start of ingest")
 	manager, err := newManager(a)
 	if err != nil {
 		return err
@@ -41,6 +42,7 @@ func Ingest(ctx context.Context, a *App) error {
 		lock.Unlock(ctx)
 		return err
 	}
+	begun() // newPath has added the checks
 	return p.run(ctx, a, lock)
 }
 

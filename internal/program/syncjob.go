@@ -17,6 +17,7 @@ import (
 // Syncjob runs the sync daemon without its HTTP until ctx ends and the marking under way is done.
 func Syncjob(ctx context.Context, a *App) error {
 	s := a.Settings
+	begun := a.begin("start of syncjob")
 	err := a.retry(ctx, "sync", "wait for the schema", func(ctx context.Context) error {
 		if err := store.CheckServer(ctx, a.pool, s.Database.Schema); err != nil {
 			return err
@@ -45,6 +46,7 @@ func Syncjob(ctx context.Context, a *App) error {
 			Message: fmt.Sprintf("cannot mark batches since %s: %v", f.Since.UTC().Format(time.RFC3339), f.Err),
 		}}
 	})
+	begun()
 	observer := feed.NewObserver(a.read, log, a.Registry)
 	observed := make(chan struct{})
 	go func() {

@@ -41,7 +41,7 @@ const (
 	lastRetry       = 10 * time.Second
 	markTimeout     = 30 * time.Second // one transaction
 	reconcileEvery  = time.Minute
-	reconcileWindow = 10 * time.Minute // what each reconcile looks back over
+	reconcileWindow = 5 * time.Minute // what each reconcile looks back over
 	observeEvery    = 2 * time.Second
 )
 
