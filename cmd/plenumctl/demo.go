@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"path/filepath"
 	"sync"
 	"time"
@@ -48,6 +49,9 @@ func (d *demo) run(ctx context.Context, c *call) (err error) {
 	if err := (devenv.SimulateConfig{Broker: "tcp://127.0.0.1:1", Devices: d.devices, Rate: d.rate}).Validate(); err != nil {
 		return &program.UsageError{Err: err}
 	}
+	if err := probe(s.HTTP.Listen); err != nil {
+		return err
+	}
 	postgres, err := devenv.StartPostgres(ctx, devenv.PostgresConfig{
 		BinDir: devenv.PostgresBinDir(c.getenv), Dir: filepath.Join(d.dir, "postgres"), Fsync: true,
 	})
@@ -72,6 +76,15 @@ func (d *demo) run(ctx context.Context, c *call) (err error) {
 	return d.work(ctx, c, s)
 }
 
+// probe finds a taken address before the servers are started.
+func probe(address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return program.Usagef("http.listen: %w; another one: --http.listen 127.0.0.1:0", err)
+	}
+	return l.Close()
+}
+
 func ensureDatabase(ctx context.Context, postgres *devenv.Postgres) error {
 	conn, err := pgx.Connect(ctx, postgres.URL("postgres"))
 	if err != nil {
@@ -86,7 +99,7 @@ func ensureDatabase(ctx context.Context, postgres *devenv.Postgres) error {
 }
 
 // work runs both daemons and the devices in this process. When ctx ends, the devices stop first, then ingest
-// drains, then syncjob marks what is left under way.
+// drains, then syncjob ends with the batch under way; the next run marks the rest.
 func (d *demo) work(ctx context.Context, c *call, s program.Settings) error {
 	log, err := c.logger(s)
 	if err != nil {
@@ -110,7 +123,10 @@ func (d *demo) work(ctx context.Context, c *call, s program.Settings) error {
 				}
 			})
 		}
-		part(&back, func() error { return program.Syncjob(syncing, a) })
+		part(&back, func() error {
+			awaitIngest(ctx, a) // which makes the schema
+			return program.Syncjob(syncing, a)
+		})
 		part(&front, func() error { return program.Ingest(ctx, a) })
 		part(&front, func() error { return d.simulate(ctx, a, s.MQTT.Brokers[0]) })
 		showState(ctx, c.stdout, a.Registry)
@@ -127,10 +143,8 @@ func (d *demo) work(ctx context.Context, c *call, s program.Settings) error {
 
 // simulate begins once ingest is connected, so that its subscriptions are there before the first reading.
 func (d *demo) simulate(ctx context.Context, a *program.App, broker string) error {
-	for ; readState(a.Registry).connected == 0; wait(ctx, 50*time.Millisecond) {
-		if ctx.Err() != nil {
-			return nil
-		}
+	if !awaitIngest(ctx, a) {
+		return nil
 	}
 	_, err := devenv.Simulate(ctx, devenv.SimulateConfig{Broker: broker, Devices: d.devices, Rate: d.rate, QoS: 1, Seed: 1}, nil)
 	if err != nil && ctx.Err() == nil {
@@ -140,6 +154,14 @@ func (d *demo) simulate(ctx context.Context, a *program.App, broker string) erro
 		a.Log.Warn("the simulated devices stopped with readings unacknowledged", zap.Error(err))
 	}
 	return nil
+}
+
+// awaitIngest waits until ingest is connected; it returns false if ctx ended first.
+func awaitIngest(ctx context.Context, a *program.App) bool {
+	for readState(a.Registry).connected == 0 && ctx.Err() == nil {
+		wait(ctx, 50*time.Millisecond)
+	}
+	return ctx.Err() == nil
 }
 
 func wait(ctx context.Context, d time.Duration) {

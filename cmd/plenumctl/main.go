@@ -68,7 +68,23 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 			return c.run(ctx, args[len(words):], getenv, stdout, stderr)
 		}
 	}
+	if group := commandsOf(args[0]); len(group) > 0 && (len(args) == 1 || args[1] == "--help" || args[1] == "-h") {
+		for _, c := range group {
+			fmt.Fprintf(stdout, "plenumctl %-18s %s\n", c.words, c.about)
+		}
+		return nil
+	}
 	return program.Usagef("unknown command %q; see plenumctl --help", strings.Join(args[:min(2, len(args))], " "))
+}
+
+// commandsOf returns the commands whose first word is word.
+func commandsOf(word string) (group []command) {
+	for _, c := range commands() {
+		if strings.HasPrefix(c.words, word+" ") {
+			group = append(group, c)
+		}
+	}
+	return group
 }
 
 func usage(w io.Writer) {

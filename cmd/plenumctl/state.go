@@ -13,7 +13,7 @@ import (
 )
 
 // state is the demo's, as its own metrics tell it.
-type state struct{ connected, received, stored, processed, lag, days float64 }
+type state struct{ connected, received, stored, quarantined, processed, lag, days float64 }
 
 func readState(g prometheus.Gatherer) state {
 	families, err := g.Gather()
@@ -29,12 +29,13 @@ func readState(g prometheus.Gatherer) state {
 		return 0
 	}
 	return state{
-		connected: value("plenum_mqtt_connected", ""),
-		received:  value("plenum_mqtt_messages_received_total", ""),
-		stored:    value("plenum_ingest_rows_total", "stored"),
-		processed: value("plenum_sync_rows_processed_total", ""),
-		lag:       value("plenum_sync_lag_seconds", ""),
-		days:      value("plenum_partitions", "telemetry"),
+		connected:   value("plenum_mqtt_connected", ""),
+		received:    value("plenum_mqtt_messages_received_total", ""),
+		stored:      value("plenum_ingest_rows_total", "stored"),
+		quarantined: value("plenum_ingest_rows_total", "quarantined"),
+		processed:   value("plenum_sync_rows_processed_total", ""),
+		lag:         value("plenum_sync_lag_seconds", ""),
+		days:        value("plenum_partitions", "telemetry"),
 	}
 }
 
@@ -61,7 +62,12 @@ func showState(ctx context.Context, out io.Writer, g prometheus.Gatherer) {
 	}
 	for ; ctx.Err() == nil; wait(ctx, every) {
 		if s := readState(g); s.connected > 0 {
-			fmt.Fprintf(out, "received %.0f  stored %.0f  processed %.0f  lag %.1f s  days %.0f%s", s.received, s.stored, s.processed, s.lag, s.days, end)
+			quarantined := ""
+			if s.quarantined > 0 {
+				quarantined = fmt.Sprintf("quarantined %.0f  ", s.quarantined)
+			}
+			fmt.Fprintf(out, "received %.0f  stored %.0f  %sprocessed %.0f  lag %.1f s  days %.0f%s",
+				s.received, s.stored, quarantined, s.processed, s.lag, s.days, end)
 		}
 	}
 }

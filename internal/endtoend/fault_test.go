@@ -2,6 +2,7 @@ package endtoend
 
 import (
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -94,6 +95,23 @@ func TestDatabaseUnreachable(t *testing.T) {
 	p := s.simulate("--devices", "2", "--total", "500")
 	p.wait()
 	(&reader{t: t, from: syncjob, name: "test"}).matches(p)
+	// Away again, while no reading comes that could not be stored.
+	if err := postgres.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*process{ingest, syncjob} {
+		devtest.Eventually(t, func() error {
+			if code, body, _ := p.get("/readyz"); code != 503 {
+				return fmt.Errorf("%s: /readyz answers %d: %s", p.name, code, body)
+			}
+			return nil
+		})
+	}
+	if err := postgres.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ingest.awaitReady()
+	syncjob.awaitReady()
 	for _, p := range []*process{ingest, syncjob} {
 		if !strings.Contains(p.text(), "trying again") {
 			t.Errorf("%s does not say that it waits:\n%s", p.name, p.text())
@@ -161,7 +179,8 @@ func TestClientIDTaken(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
 	first := s.ingest().awaitReady()
-	second := s.ingest()
+	// What is refused changes nothing, whatever it is configured to do.
+	second := s.ingest("PLENUM_PARTITION_RETENTION_DAYS=2", "PLENUM_PARTITION_EXPIRED=drop")
 	if code := second.exitCode(); code != 4 {
 		t.Fatalf("the second ingest exits %d", code)
 	}
@@ -170,6 +189,32 @@ func TestClientIDTaken(t *testing.T) {
 		t.Errorf("the second ingest does not name the holder %q:\n%s", holder, log)
 	}
 	first.awaitReady()
+	if n := s.count("partition_policy where table_name = 'telemetry' and retention = 8 and expired = 'archive'"); n != 1 {
+		t.Error("the refused ingest has changed the policy of telemetry")
+	}
+}
+
+// TestSlowClient terminates both daemons while a client of each has sent half a request: they stop in order all the same.
+func TestSlowClient(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	for _, p := range []*process{s.ingest().awaitReady(), s.syncjob().awaitReady()} {
+		u, err := url.Parse(p.url(""))
+		if err != nil {
+			t.Fatal(err)
+		}
+		c, err := net.Dial("tcp", u.Host)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if _, err := c.Write([]byte("GET /metrics HTTP/1.1\r\nHost: x\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		if code := p.terminate(); code != 0 {
+			t.Errorf("%s exits %d:\n%s", p.name, code, p.text())
+		}
+	}
 }
 
 // TestSetup has each fault of the set-up end a daemon with exit code 2 and a message that says what to do.
@@ -191,6 +236,8 @@ func TestSetup(t *testing.T) {
 		{"password", []string{"PLENUM_DATABASE_URL=" + u.String()}, []string{"plenum_ingest", "28P01"}},
 		{"schema", []string{"PLENUM_DATABASE_SCHEMA=nowhere"}, []string{"database.schema", `"nowhere"`}},
 		{"rights", []string{"PLENUM_DATABASE_URL=" + s.role("sync")}, []string{"grant insert on telemetry to", "plenum_sync"}},
+		{"limits", []string{"PLENUM_PARTITION_PREMAKE_DAYS=3000", "PLENUM_PARTITION_RETENTION_DAYS=99999999999", "PLENUM_MQTT_WINDOW_MESSAGES=0", "PLENUM_MQTT_CA_FILE=/nope"}, []string{"partition.premake_days: 3000", "partition.retention_days: 99999999999", "mqtt.window_messages: 0", "/nope"}},
+		{"log level", []string{"PLENUM_LOG_LEVEL=fatal"}, []string{"log.level", `"fatal"`}},
 		{"owner", []string{"PLENUM_DATABASE_OWNER_URL=" + s.role("ingest")}, []string{"database.owner_url", "plenum_ingest"}},
 	} {
 		p := s.ingest(c.env...)
@@ -205,6 +252,21 @@ func TestSetup(t *testing.T) {
 		if strings.Contains(p.text(), "hunter2") || strings.Contains(p.text(), ":"+s.password+"@") {
 			t.Errorf("%s: the password is printed:\n%s", c.name, p.text())
 		}
+	}
+}
+
+// TestRightsOfSync has syncjob wait a while for its rights, which a migration may be about to grant, and then name them.
+func TestRightsOfSync(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	s.ingest().awaitReady().terminate()
+	s.exec(`revoke select on plenum_migration from plenum_sync`)
+	if p := s.syncjob(); p.exitCode() != 2 || !strings.Contains(p.text(), `grant select on plenum_migration, schema_compatibility to "plenum_sync"`) {
+		t.Errorf("syncjob exits %d:\n%s", p.exitCode(), p.text())
+	}
+	s.exec(`grant select on plenum_migration to plenum_sync; revoke update (processed) on telemetry from plenum_sync`)
+	if p := s.syncjob(); p.exitCode() != 2 || !strings.Contains(p.text(), `grant update (processed) on telemetry to "plenum_sync"`) {
+		t.Errorf("syncjob exits %d:\n%s", p.exitCode(), p.text())
 	}
 }
 

@@ -39,6 +39,7 @@ func TestTool(t *testing.T) {
 	expect(0, "Usage", "--help")
 	expect(0, "plenumctl", "--version")
 	expect(2, "no command", []string{}...)
+	expect(0, "plenumctl partitions apply", "partitions", "--help")
 	expect(2, `unknown command "partitions vanish"`, "partitions", "vanish")
 	expect(2, "unexpected argument", "partitions", "list", "telemetry")
 	expect(2, "flag provided but not defined", "partitions", "list", "--tabel", "x")

@@ -121,7 +121,9 @@ func (a *App) WithHTTP(ctx context.Context, withFeed bool, out io.Writer, work f
 	err = work(ctx)
 	closing, stop := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer stop()
-	err = errors.Join(err, server.Close(closing))
+	if closeErr := server.Close(closing); closeErr != nil { // a client that does not read must not fail the stop
+		a.Log.Warn("HTTP requests were cut off", zap.Error(closeErr))
+	}
 	wg.Wait()
 	if cause := context.Cause(ctx); err == nil && cause != nil && !errors.Is(cause, context.Canceled) {
 		return cause

@@ -78,10 +78,15 @@ func Version() string {
 	return "devel"
 }
 
+// levels are the values of log.level.
+var levels = map[string]zapcore.Level{
+	"debug": zapcore.DebugLevel, "info": zapcore.InfoLevel, "warn": zapcore.WarnLevel, "error": zapcore.ErrorLevel,
+}
+
 // NewLogger returns the logger of log.level and log.format on w; terminal says that w is one.
 func NewLogger(s Settings, w zapcore.WriteSyncer, terminal bool) (*zap.Logger, error) {
-	level, err := zapcore.ParseLevel(s.Log.Level)
-	if err != nil {
+	level, known := levels[s.Log.Level]
+	if !known {
 		return nil, Usagef("log.level: %q is none of debug, info, warn, error", s.Log.Level)
 	}
 	format := s.Log.Format

@@ -7,8 +7,10 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/zap"
 
 	"plenum/pkg/httpapi"
@@ -26,7 +28,7 @@ func Ingest(ctx context.Context, a *App) error {
 	if err != nil {
 		return err
 	}
-	if err := prepareDatabase(ctx, a, manager); err != nil {
+	if err := prepareDatabase(ctx, a); err != nil {
 		return ended(ctx, err)
 	}
 	var lock *store.NameLock
@@ -35,6 +37,17 @@ func Ingest(ctx context.Context, a *App) error {
 		return err
 	})
 	if err != nil {
+		return ended(ctx, err)
+	}
+	// Only the holder of the client ids changes policies: one that is refused leaves everything as it was.
+	err = a.retry(ctx, "database", "prepare the partitions", func(ctx context.Context) error {
+		if err := registerPolicies(ctx, a); err != nil {
+			return err
+		}
+		return ensureToday(ctx, manager, a.Settings)
+	})
+	if err != nil {
+		lock.Unlock(ctx)
 		return ended(ctx, err)
 	}
 	p, err := newPath(a, manager)
@@ -54,8 +67,8 @@ func ended(ctx context.Context, err error) error {
 	return err
 }
 
-// prepareDatabase waits for the database and brings schema, rights and today's partitions in order.
-func prepareDatabase(ctx context.Context, a *App, manager *partman.Manager) error {
+// prepareDatabase waits for the database and brings schema and rights in order.
+func prepareDatabase(ctx context.Context, a *App) error {
 	s := a.Settings
 	return a.retry(ctx, "database", "prepare the database", func(ctx context.Context) error {
 		if err := store.CheckServer(ctx, a.pool, s.Database.Schema); err != nil {
@@ -70,17 +83,20 @@ func prepareDatabase(ctx context.Context, a *App, manager *partman.Manager) erro
 				return err
 			}
 			a.Log.Info("schema", zap.Int64("version", schema.Database))
-		} else if schema, err := store.ReadSchema(ctx, a.pool); err != nil || schema.Err() != nil {
-			return errors.Join(err, schema.Err())
-		}
-		if err := store.CheckRights(ctx, a.pool, store.IngestRights()); err != nil {
+		} else if err := checkSchema(ctx, a.pool); err != nil {
 			return err
 		}
-		if err := registerPolicies(ctx, a); err != nil {
-			return err
-		}
-		return ensureToday(ctx, manager, s)
+		return store.CheckRights(ctx, a.pool, store.IngestRights())
 	})
+}
+
+// checkSchema returns why this binary cannot run on the schema.
+func checkSchema(ctx context.Context, pool *pgxpool.Pool) error {
+	schema, err := store.ReadSchema(ctx, pool)
+	if err != nil {
+		return err
+	}
+	return schema.Err()
 }
 
 // ensureToday makes the partitions that a batch needs.
@@ -111,6 +127,7 @@ type path struct {
 	manager    *partman.Manager
 	quarantine *store.Quarantine
 	drain      time.Duration
+	lost       atomic.Pointer[string] // since when and why the session that holds the client ids is gone; nil while it lives
 }
 
 func newPath(a *App, manager *partman.Manager) (*path, error) {
@@ -131,11 +148,12 @@ func newPath(a *App, manager *partman.Manager) (*path, error) {
 	if err != nil {
 		return nil, &UsageError{err}
 	}
-	p := &path{client, pipeline, manager, quarantine, s.Ingest.DrainTimeout}
+	p := &path{client: client, pipeline: pipeline, manager: manager, quarantine: quarantine, drain: s.Ingest.DrainTimeout}
 	a.Health.Add(p.checkMQTT)
 	a.Health.Add(p.checkStore)
 	a.Health.Add(p.checkPartitions)
 	a.Health.Add(p.checkQuarantine)
+	a.Health.Add(p.checkDatabase)
 	return p, nil
 }
 
@@ -153,7 +171,7 @@ func (p *path) run(ctx context.Context, a *App, lock *store.NameLock) error {
 	parts.Go(func() { p.measureQuarantine(managing, a) })
 	storing.Go(func() { _ = p.pipeline.Run(work) })
 	parts.Go(func() {
-		if err := guardLock(managing, a, lock); err != nil { // until the broker is left
+		if err := p.guardLock(managing, a, lock); err != nil { // until the broker is left
 			stop(err)
 		}
 	})
@@ -206,10 +224,10 @@ func (p *path) stop(ctx context.Context, a *App, cut context.CancelFunc, storing
 
 // guardLock watches the session that holds the client ids. When it is lost, it takes them again; another
 // process that was faster is a *store.HeldError.
-func guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
+func (p *path) guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
 	const interval = 5 * time.Second
 	defer func() { lock.Unlock(context.WithoutCancel(ctx)) }()
-	for lost := false; ; {
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -221,8 +239,9 @@ func guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
 		if err == nil || ctx.Err() != nil {
 			continue
 		}
-		if !lost {
-			lost = true
+		if p.lost.Load() == nil {
+			since := fmt.Sprintf("no session since %s, so nothing can be stored; the broker keeps what comes: %v", time.Now().UTC().Format(time.RFC3339), err)
+			p.lost.Store(&since)
 			a.Log.Warn("lost the lock of the MQTT client ids, taking it again", zap.Error(err))
 		}
 		lock.Unlock(ctx)
@@ -232,9 +251,19 @@ func guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
 		}
 		if err == nil {
 			a.Log.Info("took the lock of the MQTT client ids again")
-			lock, lost = fresh, false
+			lock = fresh
+			p.lost.Store(nil)
 		}
 	}
+}
+
+// checkDatabase tells of a database that is away also while no reading comes that could not be stored.
+func (p *path) checkDatabase(context.Context) []httpapi.Finding {
+	lost := p.lost.Load()
+	if lost == nil {
+		return nil
+	}
+	return []httpapi.Finding{{Component: "database", Failing: true, Message: *lost}}
 }
 
 // checkMQTT fails where no connection is up; one of several is a warning.

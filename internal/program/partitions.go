@@ -3,6 +3,7 @@ package program
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/jackc/pgx/v5"
@@ -58,10 +59,17 @@ func registerPolicies(ctx context.Context, a *App) error {
 			return err
 		}
 		if before != nil && !before.Equal(p) {
-			a.Log.Warn("partition policy changed", zap.String("table", p.String()), zap.Any("from", before), zap.Any("to", p))
+			a.Log.Warn("partition policy changed", zap.String("table", p.String()),
+				zap.String("from", describe(*before)), zap.String("to", describe(p)))
 		}
 	}
 	return nil
+}
+
+// describe is what of a policy an operator sets.
+func describe(p partman.Policy) string {
+	return fmt.Sprintf("premake %d, retention %d, expired %q, archive %q, storage %v, %d own indexes",
+		p.Premake, p.Retention, p.Expired, p.ArchiveTable, p.Storage, len(p.Indexes))
 }
 
 // registerNew registers only tables that have no policy: whoever migrates by hand need not have the daemon's settings.

@@ -14,19 +14,31 @@ import (
 	"plenum/pkg/syncjob"
 )
 
+// rightsPatience is how long a missing right is waited for: an ingest that starts at the same time may be about to
+// migrate, and grants the rights after it has made the tables.
+const rightsPatience = 15 * time.Second
+
+// patient turns the lack of a right into an error that is waited for, until the time given.
+func patient(err error, until time.Time) error {
+	if setup := (*store.SetupError)(nil); errors.As(err, &setup) && setup.Right && time.Now().Before(until) {
+		return errors.New(setup.Reason)
+	}
+	return err
+}
+
 // Syncjob runs the sync daemon without its HTTP until ctx ends and the marking under way is done.
 func Syncjob(ctx context.Context, a *App) error {
 	s := a.Settings
 	begun := a.begin("start of syncjob")
+	patience := time.Now().Add(rightsPatience)
 	err := a.retry(ctx, "sync", "wait for the schema", func(ctx context.Context) error {
 		if err := store.CheckServer(ctx, a.pool, s.Database.Schema); err != nil {
 			return err
 		}
-		schema, err := store.ReadSchema(ctx, a.pool)
-		if err != nil || schema.Err() != nil {
-			return errors.Join(err, schema.Err())
+		if err := checkSchema(ctx, a.pool); err != nil {
+			return patient(err, patience)
 		}
-		return store.CheckRights(ctx, a.pool, store.SyncRights())
+		return patient(store.CheckRights(ctx, a.pool, store.SyncRights()), patience)
 	})
 	if err != nil {
 		return ended(ctx, err)

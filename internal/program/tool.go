@@ -2,7 +2,6 @@ package program
 
 import (
 	"context"
-	"errors"
 
 	"plenum/pkg/partman"
 	"plenum/pkg/store"
@@ -47,8 +46,7 @@ func Partitions(ctx context.Context, a *App) (*partman.Manager, []string, error)
 	if err := store.CheckOwner(ctx, a.owner, schema); err != nil {
 		return nil, nil, err
 	}
-	status, err := store.ReadSchema(ctx, a.owner)
-	if err = errors.Join(err, status.Err()); err != nil {
+	if err := checkSchema(ctx, a.owner); err != nil {
 		return nil, nil, err
 	}
 	policies, err := partman.Policies(ctx, a.owner, schema)

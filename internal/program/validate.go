@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
 	"plenum/pkg/httpapi"
@@ -51,10 +53,20 @@ func (s Settings) ValidateIngest() error {
 	errs := []error{s.validateShared(), s.ingest().Validate(), s.telemetry().Validate()}
 	if d, err := telemetry.NewDecoder(s.telemetry()); err == nil {
 		filters = d.Filters()
-		errs = append(errs, s.mqtt(filters).Validate())
+		_, mqttErr := mqtt.New(s.mqtt(filters), nil, zap.NewNop(), prometheus.NewRegistry()) // also reads the TLS files
+		errs = append(errs, mqttErr)
 	}
 	if s.MQTT.QoS != 0 && s.MQTT.QoS != 1 {
 		errs = append(errs, fmt.Errorf("mqtt.qos: %d is neither 0 nor 1", s.MQTT.QoS))
+	}
+	if s.MQTT.KeepAlive == 0 {
+		errs = append(errs, errors.New("mqtt.keepalive: 0s is not above 0s"))
+	}
+	if s.MQTT.WindowMessages < 1 {
+		errs = append(errs, fmt.Errorf("mqtt.window_messages: %d is less than 1", s.MQTT.WindowMessages))
+	}
+	if s.MQTT.WindowBytes < s.Ingest.MaxPayloadBytes {
+		errs = append(errs, fmt.Errorf("mqtt.window_bytes: %d is less than ingest.max_payload_bytes, %d", s.MQTT.WindowBytes, s.Ingest.MaxPayloadBytes))
 	}
 	if s.Ingest.DrainTimeout <= 0 {
 		errs = append(errs, fmt.Errorf("ingest.drain_timeout: %s is not above 0s", s.Ingest.DrainTimeout))
@@ -101,15 +113,17 @@ func checkURL(key, url string) error {
 
 func (s Settings) validatePartitions() error {
 	var errs []error
-	atLeast := func(key string, v, least int) {
-		if v < least {
-			errs = append(errs, fmt.Errorf("%s: %d is less than %d", key, v, least))
+	between := func(key string, v, most int) {
+		if v < 1 || v > most {
+			errs = append(errs, fmt.Errorf("%s: %d is not from 1 to %d", key, v, most))
 		}
 	}
+	const century = 36525
 	p := s.Partition
-	atLeast("partition.retention_days", p.RetentionDays, 1)
-	atLeast("partition.premake_days", p.PremakeDays, 1)
-	atLeast("quarantine.retention_days", s.Quarantine.RetentionDays, 1)
+	between("partition.retention_days", p.RetentionDays, century)
+	between("partition.premake_days", p.PremakeDays, 366)
+	between("partition.archive_days", p.ArchiveDays, century)
+	between("quarantine.retention_days", s.Quarantine.RetentionDays, century)
 	switch {
 	case p.Expired != "archive" && p.Expired != "drop":
 		errs = append(errs, fmt.Errorf("partition.expired: %q is neither archive nor drop", p.Expired))

@@ -66,7 +66,7 @@ func Listen(c Config) (*Server, error) {
 	}
 	l, err := net.Listen("tcp", c.Listen)
 	if err != nil {
-		return nil, fmt.Errorf("http.listen: %w", err)
+		return nil, fmt.Errorf("http.listen: %w; port 0 takes a free one", err)
 	}
 	ctx, cut := context.WithCancel(context.Background())
 	stopping, stop := context.WithCancel(ctx)
@@ -119,10 +119,16 @@ func handler(c Config, stopping <-chan struct{}) http.Handler {
 		w.Header().Set("Allow", allowed(r))
 		writeProblem(w, http.StatusMethodNotAllowed, r.Method+" is not allowed at "+r.URL.Path)
 	})
-	r.Get("/livez", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") })
-	r.Get("/readyz", c.Health.serveReady)
+	for _, method := range []string{http.MethodGet, http.MethodHead} { // load balancers ask with HEAD
+		r.Method(method, "/livez", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok\n") }))
+		r.Method(method, "/readyz", http.HandlerFunc(c.Health.serveReady))
+	}
 	r.Method(http.MethodGet, "/metrics", promhttp.HandlerFor(c.Metrics, promhttp.HandlerOpts{}))
-	if c.Feed != nil {
+	if c.Feed == nil {
+		r.Handle("/api/v1/feed/*", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			writeProblem(w, http.StatusNotFound, "this program does not serve the feed; syncjob does, at its own http.listen")
+		}))
+	} else {
 		h := feedHandler{c.Feed, stopping}
 		r.Get("/api/v1/feed/{name}", h.read)
 		r.Post("/api/v1/feed/{name}/commit", h.commit)

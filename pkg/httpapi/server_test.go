@@ -78,8 +78,16 @@ func TestMetrics(t *testing.T) {
 func TestWhatIsNotServed(t *testing.T) {
 	t.Parallel()
 	s := serve(t, Config{})
-	for _, path := range []string{"/", "/nothing", "/livez/", "/api/v1/feed/a", "/api/v1/feed/a/commit"} { // no feed here
+	for _, path := range []string{"/", "/nothing", "/livez/"} {
 		s.problem(s.get(path), http.StatusNotFound, "there is nothing at "+path)
+	}
+	for _, path := range []string{"/api/v1/feed/a", "/api/v1/feed/a/commit"} {
+		s.problem(s.get(path), http.StatusNotFound, "this program does not serve the feed; syncjob does")
+	}
+	for _, path := range []string{"/livez", "/readyz"} {
+		if a := s.do(http.MethodHead, path, ""); a.status != http.StatusOK || a.body != "" {
+			t.Errorf("HEAD %s: %+v", path, a)
+		}
 	}
 	a := s.do(http.MethodPost, "/readyz", "")
 	s.problem(a, http.StatusMethodNotAllowed, "POST is not allowed at /readyz")

@@ -51,7 +51,10 @@ func Open(ctx context.Context, c Config) (*pgxpool.Pool, error) {
 }
 
 // A SetupError is one that waiting does not mend: the configuration or the database must be changed.
-type SetupError struct{ Reason string }
+type SetupError struct {
+	Reason string
+	Right  bool // a right is missing, which a migration under way may be about to grant
+}
 
 func (e *SetupError) Error() string { return e.Reason }
 
@@ -88,6 +91,8 @@ func asSetup(err error) error {
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		switch pg.Code {
+		case "42501": // when connecting
+			return setupErrorf("PostgreSQL refuses: %s (SQLSTATE %s); as its owner run: grant connect on that database to the role", pg.Message, pg.Code)
 		case "28P01", "28000", "3D000":
 			return setupErrorf("PostgreSQL refuses: %s (SQLSTATE %s); see database.url, and owner_url and read_url where set", pg.Message, pg.Code)
 		}

@@ -59,10 +59,25 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool) (Schema, error) {
 	if s.Database > s.Binary {
 		return s, s.Err()
 	}
-	if _, err := pool.Exec(ctx, grants); err != nil {
-		return s, fmt.Errorf("grant rights: %w", err)
+	if err := grantRights(ctx, pool); err != nil {
+		return s, err
 	}
 	return s, s.Err()
+}
+
+// grantRights tries again where a partition was attached at the same moment: PostgreSQL says then that the table's
+// row in pg_class was updated concurrently (XX000).
+func grantRights(ctx context.Context, pool *pgxpool.Pool) error {
+	const tries = 5
+	for try := 1; ; try++ {
+		_, err := pool.Exec(ctx, grants)
+		if code, _ := sqlState(err); err == nil || code != "XX000" || try == tries {
+			if err != nil {
+				err = fmt.Errorf("grant rights: %w", err)
+			}
+			return err
+		}
+	}
 }
 
 func migrateUp(ctx context.Context, pool *pgxpool.Pool) (err error) {
@@ -94,6 +109,11 @@ func ReadSchema(ctx context.Context, pool *pgxpool.Pool) (Schema, error) {
 	err := pool.QueryRow(ctx, q).Scan(&s.Database, &s.Oldest)
 	if isUndefinedTable(err) {
 		return s, nil
+	}
+	if code, _ := sqlState(err); code == "42501" {
+		role := quoteIdent(pool.Config().ConnConfig.User)
+		return s, &SetupError{Reason: "the database role may not read the schema's version; as the owner run: " +
+			"grant select on plenum_migration, schema_compatibility to " + role + ";", Right: true}
 	}
 	if err != nil {
 		return s, fmt.Errorf("read schema version: %w", asSetup(err))

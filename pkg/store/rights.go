@@ -83,7 +83,7 @@ func CheckRights(ctx context.Context, pool *pgxpool.Pool, rights []Right) error 
 		}
 	}
 	if len(missing) > 0 {
-		return setupErrorf("the database role lacks rights; as the owner run: %s", strings.Join(missing, " "))
+		return &SetupError{Reason: "the database role lacks rights; as the owner run: " + strings.Join(missing, " "), Right: true}
 	}
 	return nil
 }
@@ -100,8 +100,8 @@ func CheckOwner(ctx context.Context, pool *pgxpool.Pool, schema string) error {
 	}
 	switch {
 	case !create:
-		return setupErrorf("database.owner_url (or database.url, where that is not set): role %q may not create tables; use the tables' owner, or as a superuser run: grant create on schema %s to %s;",
-			role, quoteIdent(schema), quoteIdent(role))
+		return setupErrorf("database.owner_url (or database.url, where that is not set): role %q may not create tables in schema %q; set it to the tables' owner; if this role is to own them, as a superuser run: grant create on schema %s to %s;",
+			role, schema, quoteIdent(schema), quoteIdent(role))
 	case other != "":
 		return setupErrorf("database.owner_url: role %q does not own table telemetry, which %q does; use that role, or run: grant %s to %s;",
 			role, other, quoteIdent(other), quoteIdent(role))
