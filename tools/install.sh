@@ -32,17 +32,33 @@ if [ "$(id -u)" != 0 ]; then
 fi
 
 echo "Installing:$missing"
-if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
-	mkdir -p /etc/postgresql-common
-	echo 'create_main_cluster = false' >/etc/postgresql-common/createcluster.conf
-fi
+undo=
+trap 'eval "$undo"' EXIT
+trap 'exit 1' HUP INT TERM
 if [ ! -e /usr/sbin/policy-rc.d ]; then
-	trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+	undo="rm -f /usr/sbin/policy-rc.d"
 	printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
 	chmod +x /usr/sbin/policy-rc.d
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null
+case " $missing " in *" postgresql "*)
+	# The settings' package comes first, so that its createcluster.conf is its own. That includes the files of
+	# createcluster.d. Ours is gone afterwards: who creates a cluster later finds the system's defaults.
+	apt-get install -y -q --no-install-recommends postgresql-common
+	settings=/etc/postgresql-common/createcluster
+	if [ ! -d "$settings.d" ]; then
+		undo="rmdir $settings.d 2>/dev/null || true; $undo"
+		mkdir "$settings.d"
+	fi
+	undo="rm -f $settings.d/plenum.conf; $undo"
+	echo 'create_main_cluster = false' >"$settings.d/plenum.conf"
+	# As the server's package asks.
+	if [ "$(pg_conftool "$settings.conf" show -bs create_main_cluster)" != off ]; then
+		echo "$settings.conf would have a cluster created: let it include createcluster.d, or set create_main_cluster = false." >&2
+		exit 1
+	fi ;;
+esac
 # shellcheck disable=SC2086
 apt-get install -y -q --no-install-recommends $missing
 case " $missing " in *" mosquitto "*)

@@ -55,6 +55,9 @@ func (d *demo) run(ctx context.Context, c *call) (err error) {
 	postgres, err := devenv.StartPostgres(ctx, devenv.PostgresConfig{
 		BinDir: devenv.PostgresBinDir(c.getenv), Dir: filepath.Join(d.dir, "postgres"), Fsync: true,
 	})
+	if inUse := (*devenv.InUseError)(nil); errors.As(err, &inUse) {
+		return fmt.Errorf("%w: %w", program.ErrHeld, err)
+	}
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,8 @@
 //     that carries the last lines of its log.
 //   - Its data directory survives Crash and Restart. A directory that the
 //     caller named is kept; a temporary one is removed by Stop.
+//   - A directory that the caller named has one server at a time: from Start to
+//     Stop this program holds a lock on the file NAME.lock beside it.
 //
 // As root, PostgreSQL runs as another user, since it refuses root; Mosquitto
 // stays root, so that it can read the certificates it is given.

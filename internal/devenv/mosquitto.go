@@ -35,6 +35,7 @@ type Mosquitto struct {
 	port      int
 
 	mu      sync.Mutex
+	lock    *os.File // of a kept directory; nil after Stop
 	process *process // nil while stopped
 	gone    bool     // the temporary directory has been removed
 }
@@ -57,8 +58,9 @@ var mosquittoDefaults = []string{
 	"log_type information",
 }
 
-// StartMosquitto starts a broker and returns when it accepts connections. ctx
-// bounds the start only.
+// StartMosquitto starts a broker and returns when it accepts connections. A
+// directory whose broker was not stopped is an *InUseError. ctx bounds the
+// start only.
 func StartMosquitto(ctx context.Context, config MosquittoConfig) (*Mosquitto, error) {
 	program, err := findMosquitto()
 	if err != nil {
@@ -66,7 +68,7 @@ func StartMosquitto(ctx context.Context, config MosquittoConfig) (*Mosquitto, er
 	}
 	m := &Mosquitto{config: config, program: program}
 	if err := m.place(); err != nil {
-		return nil, err
+		return nil, errors.Join(err, m.discard())
 	}
 	m.port, err = onPort(config.Port, func(port int) error { return m.launch(ctx, port) })
 	if err != nil {
@@ -84,18 +86,24 @@ func (m *Mosquitto) place() error {
 		}
 		return nil
 	}
-	if m.dir, err = filepath.Abs(m.config.Dir); err == nil {
-		err = os.MkdirAll(m.dir, 0o700)
+	if m.dir, err = filepath.Abs(m.config.Dir); err != nil {
+		return fmt.Errorf("Mosquitto's directory %q: %w", m.config.Dir, err)
 	}
-	if err != nil {
+	if m.lock, err = lockDir(m.dir); err != nil {
+		return fmt.Errorf("start Mosquitto: %w", err)
+	}
+	if err = os.MkdirAll(m.dir, 0o700); err != nil {
 		return fmt.Errorf("make Mosquitto's directory %q: %w", m.config.Dir, err)
 	}
 	return nil
 }
 
+// discard removes a temporary directory, and unlocks a kept one.
 func (m *Mosquitto) discard() error {
 	if !m.temporary {
-		return nil
+		lock := m.lock
+		m.lock = nil
+		return unlockDir(lock)
 	}
 	m.gone = true
 	if err := os.RemoveAll(m.dir); err != nil {
@@ -181,7 +189,8 @@ func dial(ctx context.Context, port int) error {
 func (m *Mosquitto) URL() string { return "tcp://" + loopback(m.port) }
 
 // Stop ends the broker cleanly: sessions and queued messages are saved. A
-// temporary directory is removed. It does nothing on a stopped broker.
+// temporary directory is removed, a kept one free for another start. It does
+// nothing on a stopped broker.
 func (m *Mosquitto) Stop() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -199,12 +208,20 @@ func (m *Mosquitto) Crash() error {
 
 // Restart starts the broker again, on the same port and persistence, and
 // returns when it accepts connections; one that runs is ended cleanly before.
-// After Stop that needs a kept directory.
+// After Stop that needs a kept directory, which is an *InUseError when another
+// start has taken it.
 func (m *Mosquitto) Restart(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.gone {
 		return errors.New("restart Mosquitto: its temporary directory was removed by Stop")
+	}
+	if !m.temporary && m.lock == nil {
+		lock, err := lockDir(m.dir)
+		if err != nil {
+			return fmt.Errorf("restart Mosquitto: %w", err)
+		}
+		m.lock = lock
 	}
 	if err := m.halt(cleanStop...); err != nil {
 		return err

@@ -42,14 +42,16 @@ type Postgres struct {
 	credential *syscall.Credential
 
 	mu      sync.Mutex
+	lock    *os.File // of a kept directory; nil after Stop
 	process *process // nil while stopped
 	gone    bool     // the temporary directory has been removed
 }
 
 // StartPostgres starts a server and returns when it accepts connections. A
-// directory that is not a data directory made here, is of another major
-// version, or is in use by another server is an error. ctx bounds the start
-// only.
+// directory that is not a data directory made here or is of another major
+// version is an error; one whose server was not stopped is an *InUseError, at
+// once. The server of a program that was killed has 15 s to leave. ctx bounds
+// the start only.
 func StartPostgres(ctx context.Context, config PostgresConfig) (*Postgres, error) {
 	binDir, major, err := findPostgres(ctx, config.BinDir)
 	if err != nil {
@@ -78,17 +80,24 @@ func (p *Postgres) place() error {
 			return fmt.Errorf("make PostgreSQL's temporary directory: %w", err)
 		}
 		p.dir = filepath.Join(p.temporary, "data")
-	} else if p.dir, err = filepath.Abs(p.config.Dir); err != nil {
-		return fmt.Errorf("PostgreSQL's directory %q: %w", p.config.Dir, err)
+	} else {
+		if p.dir, err = filepath.Abs(p.config.Dir); err != nil {
+			return fmt.Errorf("PostgreSQL's directory %q: %w", p.config.Dir, err)
+		}
+		if p.lock, err = lockDir(p.dir); err != nil {
+			return fmt.Errorf("start PostgreSQL: %w", err)
+		}
 	}
 	p.credential, err = unprivileged(p.dir)
 	return err
 }
 
-// discard removes a temporary directory.
+// discard removes a temporary directory, and unlocks a kept one.
 func (p *Postgres) discard() error {
 	if p.temporary == "" {
-		return nil
+		lock := p.lock
+		p.lock = nil
+		return unlockDir(lock)
 	}
 	p.gone = true
 	if err := os.RemoveAll(p.temporary); err != nil {
@@ -191,7 +200,8 @@ func (p *Postgres) url(port int, user, password, database string) string {
 }
 
 // Stop shuts the server down fast: sessions are ended, data is flushed. A
-// temporary directory is removed. It does nothing on a stopped server.
+// temporary directory is removed, a kept one free for another start. It does
+// nothing on a stopped server.
 func (p *Postgres) Stop() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -209,12 +219,20 @@ func (p *Postgres) Crash() error {
 
 // Restart starts the server again, on the same port and data, and returns when
 // it accepts connections; one that runs is shut down fast before. After Stop
-// that needs a kept directory.
+// that needs a kept directory, which is an *InUseError when another start has
+// taken it.
 func (p *Postgres) Restart(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.gone {
 		return errors.New("restart PostgreSQL: its temporary directory was removed by Stop")
+	}
+	if p.temporary == "" && p.lock == nil {
+		lock, err := lockDir(p.dir)
+		if err != nil {
+			return fmt.Errorf("restart PostgreSQL: %w", err)
+		}
+		p.lock = lock
 	}
 	if err := p.halt(fastStop...); err != nil {
 		return err

@@ -48,6 +48,10 @@ func TestDemo(t *testing.T) {
 			}
 			return nil
 		})
+		second := exec.Command(filepath.Join(bin, "plenumctl"), "demo", "--dir", dir, "--http.listen", "127.0.0.1:0")
+		if text, _ := second.CombinedOutput(); second.ProcessState.ExitCode() != 4 || !strings.Contains(string(text), fmt.Sprint("process ", cmd.Process.Pid)) {
+			t.Errorf("a second demo on the directory exits %d: %s", second.ProcessState.ExitCode(), text)
+		}
 		addresses := serverAddress.FindAllStringSubmatch(out.String(), -1)
 		if len(addresses) != 3 {
 			t.Fatalf("the demo prints %d addresses:\n%s", len(addresses), out.String())

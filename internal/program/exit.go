@@ -26,6 +26,9 @@ const (
 	ExitHeld    = 4 // another instance holds the lock
 )
 
+// ErrHeld is part of an error that says who holds what this instance needs.
+var ErrHeld = errors.New("another instance is running")
+
 // ErrFinding is returned by a check that found something and has printed it.
 var ErrFinding = errors.New("the check found something")
 
@@ -37,7 +40,7 @@ func ExitCode(err error) int {
 	switch {
 	case err == nil:
 		return ExitDone
-	case errors.As(err, &held), errors.Is(err, partman.ErrBusy):
+	case errors.As(err, &held), errors.Is(err, partman.ErrBusy), errors.Is(err, ErrHeld):
 		return ExitHeld
 	case errors.As(err, &usage), errors.As(err, &setup):
 		return ExitUsage

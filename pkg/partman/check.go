@@ -12,7 +12,6 @@ type Code string
 // The codes of findings, a closed set.
 const (
 	NoCurrent       Code = "no_current"       // inserts fail now
-	MissingDay      Code = "missing"          // a past step, inside the retention, has no partition or a part of one
 	FewPremade      Code = "premake"          // fewer future partitions than the policy asks for
 	Overlap         Code = "overlap"          // a range is both in the table and in its archive
 	OddBounds       Code = "bounds"           // bounds that are not those of one step in UTC
@@ -87,15 +86,14 @@ func (c *checker) add(code Code, partition, format string, args ...any) {
 
 const dayLayout = "2006-01-02"
 
-// coverage finds steps without a partition: today, the premade ones, and those between the oldest kept and today.
+// coverage finds steps without a partition, today's and the premade ones. A past step that has none, as after a time
+// without rounds, is as it should be: no row comes for it any more, and no plan makes it.
 func (c *checker) coverage() {
 	if c.p.Premake == NoPremake {
 		return
 	}
-	step := c.p.Step
-	today := step.floor(c.now)
 	if Runway(c.s, c.now) == 0 {
-		c.add(NoCurrent, "", "no partition takes a row of %s", today.Format(dayLayout))
+		c.add(NoCurrent, "", "no partition takes a row of %s", c.p.Step.floor(c.now).Format(dayLayout))
 	}
 	ready := 0
 	for _, r := range Expected(c.p, c.now)[1:] {
@@ -105,19 +103,6 @@ func (c *checker) coverage() {
 	}
 	if ready < c.p.Premake {
 		c.add(FewPremade, "", "%d future partitions of %d", ready, c.p.Premake)
-	}
-	if len(c.s.Partitions) == 0 || c.s.Partitions[0].OpenFrom {
-		return
-	}
-	oldest := step.floor(c.s.Partitions[0].From)
-	if boundary, ok := Boundary(c.p, c.now); ok && boundary.After(oldest) {
-		oldest = boundary
-	}
-	if !oldest.Before(today) {
-		return
-	}
-	for _, gap := range uncovered(span{oldest, today}, c.s.Partitions) {
-		c.add(MissingDay, "", "no partition from %s to %s", gap.from.Format(time.RFC3339), gap.to.Format(time.RFC3339))
 	}
 }
 

@@ -184,8 +184,10 @@ func retireCases() []golden {
 	past.OpenFrom, past.From = true, time.Time{}
 	forever := live()
 	forever.Retention = 0
+	awayBefore := snapshot(append(days("2026-11-15", 2), days("2026-11-20", 5)...)...)
 	return []golden{
 		{"gap_of_30_days", live(), at("2026-12-22T10:00:00Z"), snapshot(days("2026-11-15", 12)...)},
+		{"gap_of_past_days", live(), at("2026-11-22T10:00:00Z"), awayBefore},
 		{"name_of_an_old_day", live(), at("2026-11-22T10:00:00Z"), lying},
 		{"name_of_a_future_day", live(), at("2026-11-22T10:00:00Z"), old},
 		{"boundary_first_instant", live(), at("2026-11-22T00:00:00Z"), snapshot(days("2026-11-14", 11)...)},

@@ -86,7 +86,7 @@ func (h *house) status() []partman.Finding {
 	var found []partman.Finding
 	for _, st := range h.m.Status() {
 		for _, f := range st.Findings {
-			if st.Table == "telemetry" && f.Code != partman.NoCurrent && f.Code != partman.FewPremade && f.Code != partman.MissingDay {
+			if st.Table == "telemetry" && f.Code != partman.NoCurrent && f.Code != partman.FewPremade {
 				found = append(found, f)
 			}
 		}
