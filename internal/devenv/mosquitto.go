@@ -87,7 +87,7 @@ func (m *Mosquitto) place() error {
 		return nil
 	}
 	if m.dir, err = filepath.Abs(m.config.Dir); err != nil {
-		return fmt.Errorf("Mosquitto's directory %q: %w", m.config.Dir, err)
+		return fmt.Errorf("directory of Mosquitto %q: %w", m.config.Dir, err)
 	}
 	if m.lock, err = lockDir(m.dir); err != nil {
 		return fmt.Errorf("start Mosquitto: %w", err)
