@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -68,19 +69,31 @@ func SyncRights() []Right {
 // CheckRights returns a SetupError naming the GRANT for each right that the pool's role lacks.
 func CheckRights(ctx context.Context, pool *pgxpool.Pool, rights []Right) error {
 	const q = `select current_user, current_schema(), case
-		when $1 = 'usage' then has_sequence_privilege($2, 'usage')
-		when $3 <> '' then has_column_privilege($2, $3, $1)
-		else has_table_privilege($2, $1) end`
+			when privilege = 'usage' then has_sequence_privilege(object, 'usage')
+			when col <> '' then has_column_privilege(object, col, privilege)
+			else has_table_privilege(object, privilege) end
+		from unnest($1::text[], $2::text[], $3::text[]) with ordinality as r(privilege, object, col, n) order by n`
+	privileges, objects, columns := make([]string, len(rights)), make([]string, len(rights)), make([]string, len(rights))
+	for i, r := range rights {
+		privileges[i], objects[i], columns[i] = r.Privilege, r.Object, r.Column
+	}
+	rows, err := pool.Query(ctx, q, privileges, objects, columns)
+	if err != nil {
+		return fmt.Errorf("check rights: %w", err)
+	}
 	var missing []string
-	for _, r := range rights {
-		var role, schema string
-		var ok bool
-		if err := pool.QueryRow(ctx, q, r.Privilege, r.Object, r.Column).Scan(&role, &schema, &ok); err != nil {
-			return fmt.Errorf("check right %s on %s: %w", r.Privilege, r.Object, err)
-		}
+	var role, schema string
+	var ok bool
+	n := 0
+	_, err = pgx.ForEachRow(rows, []any{&role, &schema, &ok}, func() error {
 		if !ok {
-			missing = append(missing, r.grant(schema, role))
+			missing = append(missing, rights[n].grant(schema, role))
 		}
+		n++
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("check rights: %w", err)
 	}
 	if len(missing) > 0 {
 		return &SetupError{Reason: "the database role lacks rights; as the owner run: " + strings.Join(missing, " "), Right: true}
