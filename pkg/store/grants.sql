@@ -6,6 +6,7 @@ begin
     if exists (select from pg_roles where rolname = 'plenum_ingest') then
         grant select, insert on telemetry, telemetry_batch, telemetry_quarantine to plenum_ingest;
         grant select on telemetry_archive, telemetry_all, schema_compatibility, plenum_migration to plenum_ingest;
+        grant select, insert, update on mqtt_session, ingest_account to plenum_ingest;
         grant usage on sequence telemetry_id_seq, telemetry_batch_id_seq, telemetry_quarantine_id_seq to plenum_ingest;
     end if;
     if exists (select from pg_roles where rolname = 'plenum_sync') then

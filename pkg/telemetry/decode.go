@@ -48,8 +48,8 @@ func (d *Decoder) Decode(m Message, into *Batch) {
 		d: d, m: m, into: into, readings: len(into.Readings), rejects: len(into.Rejects),
 		s: scanner{b: m.Payload, paths: d.paths},
 	}
-	if len(m.Payload) > d.max {
-		r.whole(TooLarge, fmt.Sprintf("payload: %d bytes is more than %d", len(m.Payload), d.max))
+	if length := max(len(m.Payload), m.Length); length > d.max {
+		r.whole(TooLarge, fmt.Sprintf("payload: %d bytes is more than %d", length, d.max))
 		return
 	}
 	if !utf8.Valid(m.Payload) {
@@ -143,7 +143,7 @@ func (r *run) element(i int) int {
 	r.elements++
 	reading, p := r.judge(r.m.Payload[i:end])
 	if p.code == "" {
-		reading.topic, reading.raw = r.m.Topic, r.m.Payload[i:end]
+		reading.topic, reading.raw, reading.Retained = r.m.Topic, r.m.Payload[i:end], r.m.Retained
 		r.into.Readings = append(r.into.Readings, reading)
 		return end
 	}

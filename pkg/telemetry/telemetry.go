@@ -33,6 +33,7 @@ type Reading struct {
 	RecordedAt time.Time // the device's own clock: UTC, whole microseconds
 	Seq        int64     // 0 to MaxSeq, or NoSeq
 	Metrics    []byte    // a JSON object that jsonb accepts; aliases the payload
+	Retained   bool      // the broker kept it for new subscribers: it may have been stored any number of days ago
 
 	topic string // where it came from, as Reject wants it; see Reading.Reject
 	raw   []byte // the element
@@ -79,13 +80,26 @@ type Batch struct {
 type Outcome struct {
 	Stored      int // new readings
 	Duplicate   int // readings that were stored before, equal
-	Quarantined int // rejects, and readings that became one on the way
+	Quarantined int // rejects, and readings that became one on the way:
+
+	Conflicts          int // of Quarantined: readings that became a Conflict
+	RejectedByDatabase int // of Quarantined: readings that became RejectedByDatabase
+}
+
+// Add adds the counts of p to o.
+func (o *Outcome) Add(p Outcome) {
+	o.Stored += p.Stored
+	o.Duplicate += p.Duplicate
+	o.Quarantined += p.Quarantined
+	o.Conflicts += p.Conflicts
+	o.RejectedByDatabase += p.RejectedByDatabase
 }
 
 // Message is a message as the broker delivered it.
 type Message struct {
 	Topic      string
 	Payload    []byte // must not change while a Batch made of it is in use
+	Length     int    // bytes of the payload as published, where Payload is only its beginning; 0: Payload is whole
 	QoS        byte
 	Retained   bool
 	ReceivedAt time.Time
