@@ -164,7 +164,7 @@ func TestQuarantineDelete(t *testing.T) {
 	today := h.addQuarantined(2, telemetry.NotJSON, "telemetry/b", h.day(0))
 	size := func(leaf string) int64 {
 		t.Helper()
-		return value[int64](h, `select pg_total_relation_size($1::text::regclass)`, leaf)
+		return value[int64](h, `select pg_relation_size($1::text::regclass)`, leaf)
 	}
 	const leaf = `"Q -1"`
 	before := size(leaf)
