@@ -3,8 +3,6 @@ package endtoend
 import (
 	"encoding/json"
 	"fmt"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -30,35 +28,6 @@ func (s *system) quarantine(code, detail, topic string, payload []byte) int64 {
 
 func seconds(t time.Time, metrics string) []byte {
 	return fmt.Appendf(nil, `{"ts": %d, "metrics": %s}`, t.Unix(), metrics)
-}
-
-// TestTry decodes as ingest would, without a database or a broker.
-func TestTry(t *testing.T) {
-	t.Parallel()
-	try := func(code int, payload, want string, args ...string) {
-		t.Helper()
-		cmd := exec.Command(filepath.Join(bin, "plenumctl"), append([]string{"try"}, args...)...)
-		cmd.Stdin = strings.NewReader(payload)
-		got, out, errs := output(t, cmd)
-		if got != code || out+errs != want {
-			t.Errorf("try %s exits %d, want %d:\n%s%s", strings.Join(args, " "), got, code, out, cmp.Diff(want, out+errs))
-		}
-	}
-	const row = `{"device_id":"pump-7","kind":"fault","seq":42,"recorded_at":"2024-11-22T18:26:40.123Z","payload":{"a":"<b>","c":1e2}}` + "\n"
-	const element = `{"ts": 1732300000123, "seq": 42, "metrics": {"a": "<b>", "c": 1e2}}`
-	try(0, element, row, "--topic", "telemetry/pump-7/fault")
-	try(0, element, row, "--retained", "--topic", "telemetry/pump-7/fault")
-	try(3, "["+element+`, {"ts": 13, "metrics": {}}]`, row+"quarantine  bad_time  element 1: /ts: 13 is before 2000-01-01\n", "--topic", "telemetry/pump-7/fault")
-	try(3, "", "quarantine  not_json  payload: empty\n", "--topic", "telemetry/pump-7")
-	try(3, element, "quarantine  too_large  payload: 67 bytes is more than 20\n", "--topic", "telemetry/pump-7", "--ingest.max_payload_bytes", "20")
-	try(0, strings.ReplaceAll(element, "1732300000123", "1732300000"), strings.ReplaceAll(row, ".123Z", "Z"),
-		"--topic", "telemetry/pump-7/fault", "--payload.time_unit", "s")
-	try(3, "1", "{\n  \"rejects\": [\n    {\n      \"code\": \"topic_mismatch\",\n      \"detail\": \"topic: \\\"a/b\\\" matches none of mqtt.topics\",\n"+
-		"      \"topic\": \"a/b\"\n    }\n  ],\n  \"rows\": []\n}\n", "--topic", "a/b", "--output", "json")
-	try(2, element, "plenumctl: --topic: the topic of the message is needed; see plenumctl try --help\n")
-	try(2, element, "plenumctl: --topic: \"telemetry/+\" is a filter, and a message comes on one topic\n", "--topic", "telemetry/+")
-	try(2, element, "plenumctl: payload.time_unit \"x\": is none of ms, s, us, ns, rfc3339, arrival\n", "--topic", "a", "--payload.time_unit", "x")
-	try(2, element, "plenumctl: --output: \"xml\" is neither text nor json\n", "--topic", "a", "--output", "xml")
 }
 
 // TestToolQuarantine is an operator's night: ingest quarantines, the operator looks, corrects the configuration, replays and
@@ -108,6 +77,7 @@ func TestToolQuarantine(t *testing.T) {
 		{[]int64{1, 2}, []string{"--device", "pump-7"}},
 		{[]int64{4}, []string{"--device", "pump-8", "--code", "not_utf8"}},
 		{nil, []string{"--device", "pump"}},
+		{[]int64{3, 4}, []string{"--limit", "2"}},
 	} {
 		if got := ids(test.args...); !slices.Equal(got, test.want) {
 			t.Errorf("list %v: %v, want %v", test.args, got, test.want)
@@ -244,6 +214,24 @@ replayed 4 of 10 lines: 3 rejected again, 3 not kept whole
 		fmt.Sprintf("bad_type telemetry/mixed %d", len(whole)+2*101+2))
 	rows("accounts", `select received || '=' || stored || '+' || duplicate || '+' || quarantined from ingest_account`, "5=3+1+1")
 
+	half := s.quarantine("bad_type", "x", "telemetry/half", []byte("["+string(seconds(now.Add(time.Second), "{}"))+",1]"))
+	expect(3, "replayed 1 of 1 lines: 0 rejected again", "quarantine", "replay", "--payload.time_unit", "s", fmt.Sprint(half))
+
+	// A line may be weeks old, and what it becomes stored on any live day.
+	day := now.UTC().Truncate(24*time.Hour).AddDate(0, 0, -5)
+	s.exec(fmt.Sprintf(`create table telemetry_old partition of telemetry for values from ('%s') to ('%s')`, day.Format(time.RFC3339), day.AddDate(0, 0, 1).Format(time.RFC3339)))
+	s.exec(`create unique index on telemetry_old (device_id, kind, recorded_at, seq) nulls not distinct`)
+	s.exec(`insert into telemetry (last_modified, recorded_at, device_id, kind, payload) values ($1, $2, 'old', 'parameters', '{"n": 1}')`, day, now.Truncate(time.Second))
+	old := s.quarantine("bad_time", "x", "telemetry/old", []byte(whole))
+	expect(0, "replayed: 0 stored, 1 stored before", "quarantine", "replay", "--payload.time_unit", "s", fmt.Sprint(old))
+
+	// Arrival is when the message came, not when it is replayed.
+	s.quarantine("missing_field", "x", "telemetry/clockless", []byte(`{"metrics": {}}`))
+	expect(0, "replayed: 1 stored", "quarantine", "replay", "--payload.time_unit", "arrival", "--device", "clockless")
+	if n := s.count("telemetry t join telemetry_quarantine q on t.recorded_at = q.received_at where t.device_id = 'clockless'"); n != 1 {
+		t.Error("the time of arrival is another")
+	}
+
 	expect(0, fmt.Sprintf("%d  replayed before\nreplayed 0 of 1 lines", good), "quarantine", "replay", fmt.Sprint(good))
 	var report struct {
 		Lines []struct {
@@ -350,7 +338,7 @@ func TestToolSummary(t *testing.T) {
 	s.quarantine("bad_time", "old", "telemetry/a/fault", nil)
 	s.quarantine("bad_time", "new", "telemetry/a", nil)
 	s.quarantine("not_json", "x", "telemetry/a", nil)
-	s.quarantine("topic_mismatch", "\x1b[31m", "else/\nwhere/"+strings.Repeat("y", 100), nil)
+	s.quarantine("topic_mismatch", "\x1b[31m", "else/\nwhere/"+strings.Repeat("y", 100), []byte("\x1b[31m"))
 	s.exec(`update telemetry_quarantine set replayed_at = now() where detail = 'old'`)
 	type group struct {
 		Code, Device    string

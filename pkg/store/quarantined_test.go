@@ -158,7 +158,7 @@ func TestQuarantineDelete(t *testing.T) {
 		h.exec(fmt.Sprintf(`create table %q partition of telemetry_quarantine for values from ('%s') to ('%s')`, fmt.Sprintf("Q %d", n),
 			h.day(n).Format(time.RFC3339), h.day(n+1).Format(time.RFC3339)))
 	}
-	kept := h.addQuarantined(3, telemetry.BadTime, "telemetry/a", h.day(-1))
+	kept := h.addQuarantined(3, telemetry.BadTime, "telemetry/a", h.day(-1).Add(time.Hour)) // between those that go
 	h.addQuarantined(1100, telemetry.NotJSON, "telemetry/a", h.day(-1).Add(time.Hour))
 	h.exec(`update telemetry_quarantine set payload = convert_to(repeat(md5(id::text), 200), 'UTF8') where code = 'not_json'`)
 	today := h.addQuarantined(2, telemetry.NotJSON, "telemetry/b", h.day(0))
