@@ -144,7 +144,7 @@ func newPath(a *App, manager *partman.Manager) (*path, error) {
 	if err != nil {
 		return nil, &UsageError{err}
 	}
-	client, err := mqtt.New(s.mqtt(decoder.Filters()), func(d mqtt.Delivery) { pipeline.Receive(d.Message, d.Receipt) },
+	client, err := mqtt.New(s.mqtt(decoder.Filters()), nil, func(d mqtt.Delivery) { pipeline.Receive(d.Message, d.Receipt) },
 		a.Log.With(zap.String("part", "mqtt")), a.Registry)
 	if err != nil {
 		return nil, &UsageError{err}

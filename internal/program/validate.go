@@ -53,7 +53,7 @@ func (s Settings) ValidateIngest() error {
 	errs := []error{s.validateShared(), s.ingest().Validate(), s.telemetry().Validate()}
 	if d, err := telemetry.NewDecoder(s.telemetry()); err == nil {
 		filters = d.Filters()
-		_, mqttErr := mqtt.New(s.mqtt(filters), nil, zap.NewNop(), prometheus.NewRegistry()) // also reads the TLS files
+		_, mqttErr := mqtt.New(s.mqtt(filters), nil, nil, zap.NewNop(), prometheus.NewRegistry()) // also reads the TLS files
 		errs = append(errs, mqttErr)
 	}
 	if s.MQTT.QoS != 0 && s.MQTT.QoS != 1 {
