@@ -13,29 +13,47 @@ import (
 // ctl runs plenumctl as the owner and returns its exit code and output.
 func (s *system) ctl(args ...string) (code int, stdout, stderr string) {
 	s.t.Helper()
+	return s.ctlWith("", args...)
+}
+
+// ctlWith is ctl with a standard input.
+func (s *system) ctlWith(stdin string, args ...string) (code int, stdout, stderr string) {
+	s.t.Helper()
 	cmd := exec.Command(filepath.Join(bin, "plenumctl"), args...)
 	cmd.Env = []string{"PLENUM_DATABASE_OWNER_URL=" + s.role("owner")}
+	cmd.Stdin = strings.NewReader(stdin)
+	return output(s.t, cmd)
+}
+
+// output runs a command and returns its exit code and output.
+func output(t *testing.T, cmd *exec.Cmd) (code int, stdout, stderr string) {
+	t.Helper()
 	var out, errs strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err := cmd.Run()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
-		s.t.Fatal(err)
+		t.Fatal(err)
 	}
 	return cmd.ProcessState.ExitCode(), out.String(), errs.String()
+}
+
+// expect returns a function that runs plenumctl and fails where the exit code differs or the output does not say want.
+func (s *system) expect() func(code int, want string, args ...string) string {
+	return func(code int, want string, args ...string) string {
+		s.t.Helper()
+		got, out, errs := s.ctl(args...)
+		if got != code || !strings.Contains(out+errs, want) {
+			s.t.Errorf("plenumctl %s exits %d, want %d and %q:\n%s%s", strings.Join(args, " "), got, code, want, out, errs)
+		}
+		return out
+	}
 }
 
 // TestTool walks an operator's commands over a database from empty to kept, with the exit code of each.
 func TestTool(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
-	expect := func(code int, want string, args ...string) string {
-		t.Helper()
-		got, out, errs := s.ctl(args...)
-		if got != code || !strings.Contains(out+errs, want) {
-			t.Errorf("plenumctl %s exits %d, want %d and %q:\n%s%s", strings.Join(args, " "), got, code, want, out, errs)
-		}
-		return out
-	}
+	expect := s.expect()
 	expect(0, "Usage", "--help")
 	expect(0, "plenumctl", "--version")
 	expect(2, "no command", []string{}...)
@@ -49,8 +67,8 @@ func TestTool(t *testing.T) {
 
 	expect(3, "run plenumctl migrate up", "migrate", "status")
 	expect(1, "run plenumctl migrate up", "partitions", "list")
-	expect(0, "version 1, was 0", "migrate", "up")
-	expect(0, "version 1, was 1", "migrate", "up")
+	expect(0, "version 2, was 0", "migrate", "up")
+	expect(0, "version 2, was 2", "migrate", "up")
 	expect(0, "up to date", "migrate", "status")
 
 	expect(3, "premake", "partitions", "check")
