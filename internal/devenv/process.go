@@ -50,7 +50,7 @@ func (c command) start() (*process, error) {
 	p := &process{name: c.name, log: &tail{next: c.log}, done: make(chan struct{})}
 	cmd := exec.Command(c.path, c.args...)
 	cmd.Env = append(append(cmd.Environ(), "LC_ALL=C"), c.env...) // messages are shown and searched in English
-	cmd.Dir = "/"                               // the current one may be closed to the other user
+	cmd.Dir = "/"                                                 // the current one may be closed to the other user
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	cmd.ExtraFiles = c.files
 	cmd.WaitDelay = pipeLimit
