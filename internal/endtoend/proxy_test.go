@@ -2,6 +2,7 @@ package endtoend
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/url"
@@ -10,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"plenum/internal/devenv/devtest"
 )
 
 // flow is what happens to the bytes of one direction.
@@ -339,4 +342,15 @@ func TestProxy(t *testing.T) {
 	if rest, err := io.ReadAll(third); err != nil || len(rest) > 0 {
 		t.Errorf("after the end: %q, %v", rest, err)
 	}
+}
+
+// awaitMore waits until a counter has passed what it was.
+func awaitMore(t *testing.T, what string, counter *atomic.Int64, was int64) {
+	t.Helper()
+	devtest.Eventually(t, func() error {
+		if now := counter.Load(); now <= was {
+			return fmt.Errorf("no more %s than %d", what, now)
+		}
+		return nil
+	})
 }
