@@ -1,8 +1,8 @@
 // Package bench measures the whole path: the programs as they are built, a private PostgreSQL with the settings of deploy/, a
 // private Mosquitto, real messages. make bench prints the table and writes it to docs/benchmarks.md.
 //
-// The model. Each repetition has fresh databases. Two persistent sessions, one of ingest and one of a plain paho and pgx
-// consumer, are given the same readings while neither consumer runs; then each consumer drains its session alone. Then syncjob
+// The model. Each repetition has fresh databases. Three persistent sessions, one of a plain paho and pgx consumer and two of ingest, of
+// which one stores without the identity index, are given the same readings while no consumer runs; then each drains its session alone. Then syncjob
 // marks the rows of the one, and a plain SQL loop those of the other. At last ingest gets readings at a steady rate.
 //
 // What must hold, for the figures to mean what they say:

@@ -61,7 +61,7 @@ func BenchmarkPath(b *testing.B) {
 func TestPath(t *testing.T) {
 	r := measure(t, size{repetitions: 1, rows: 10_000, liveRows: 500, liveRate: 5000})
 	rep := r.repetitions[0]
-	for name, s := range map[string]stage{"ingest": rep.ingest, "plain": rep.plain, "live": rep.live, "plain live": rep.plainLive, "sync": rep.sync, "loop": rep.loop} {
+	for name, s := range map[string]stage{"ingest": rep.ingest, "plain": rep.plain, "bare": rep.bare, "live": rep.live, "plain live": rep.plainLive, "sync": rep.sync, "loop": rep.loop} {
 		if s.rows == 0 || s.perSecond <= 0 || s.walPerRow() <= 0 {
 			t.Errorf("%s: nothing was measured: %+v", name, s)
 		}

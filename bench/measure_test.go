@@ -48,6 +48,7 @@ func (s stage) timePerRow(d time.Duration) float64 {
 // repetition is all that is measured once.
 type repetition struct {
 	ingest, plain stage // storing what waits in a session
+	bare          stage // the same as ingest, into partitions without the identity index
 	live          stage // ingest storing what comes at a steady rate
 	plainLive     stage // the plain consumer doing that
 	sync, loop    stage // marking what ingest and plain have stored
@@ -78,7 +79,7 @@ func measure(tb testing.TB, s size) *results {
 // repeat is one repetition.
 func (h *house) repeat(n int, s size) (rep repetition) {
 	h.tb.Helper()
-	own, plain := h.database(fmt.Sprintf("own_%d", n)), h.database(fmt.Sprintf("plain_%d", n))
+	own, plain, bare := h.database(fmt.Sprintf("own_%d", n)), h.database(fmt.Sprintf("plain_%d", n)), h.database(fmt.Sprintf("bare_%d", n))
 	// Makes the schema and today's partitions; its session is never used.
 	h.idle("ingest", plain, ingestEnv(h, plain, "setup", "unused")...)
 	h.idle("ingest", own, ingestEnv(h, own, "plenum", loadPrefix)...)
@@ -86,11 +87,18 @@ func (h *house) repeat(n int, s size) (rep repetition) {
 	rep.idleSync = h.idle("syncjob", own, "PLENUM_DATABASE_URL="+own.url)
 	plain.exec("alter sequence telemetry_id_seq increment by 1") // its rows draw their ids singly
 	idlePlain := h.idlePlain(plain, loadPrefix)
+	h.idle("ingest", bare, ingestEnv(h, bare, "bare", loadPrefix)...)
+	bare.exec(withoutIdentity)
 	_, err := h.admin.Exec(h.ctx, "checkpoint")
 	h.check(err)
 	h.check(readings{prefix: loadPrefix, n: s.rows}.publish(h.ctx, h.broker.URL()))
 
-	h.inTurn(n, func() { rep.ingest = h.ingest(own, s.rows, rep.idleIngest) }, func() { rep.plain = h.plain(plain, s.rows, idlePlain) })
+	h.inTurn(n,
+		func() { rep.ingest = h.ingest(own, "plenum", s.rows, rep.idleIngest) },
+		func() { rep.plain = h.plain(plain, s.rows, idlePlain) },
+		func() { rep.bare = h.ingest(bare, "bare", s.rows, rep.idleIngest) })
+	rep.bare.perSecond = bare.storedPerSecond(s.rows)
+	bare.drop()
 	own.exec("analyze telemetry, telemetry_batch") // as autovacuum would have by then
 	plain.exec("analyze telemetry")
 	h.inTurn(n, func() { rep.sync = h.sync(own, s.rows, rep.idleSync) }, func() { rep.loop = h.loop(plain, s.rows) })
@@ -102,13 +110,20 @@ func (h *house) repeat(n int, s size) (rep repetition) {
 	return rep
 }
 
-// inTurn calls both, in an order that alternates with n.
-func (h *house) inTurn(n int, a, b func()) {
-	if n%2 == 1 {
-		a, b = b, a
+// withoutIdentity drops the index that makes readings unique, and keeps ingest from building it again.
+const withoutIdentity = `do $$ declare i regclass; begin
+		for i in select indexrelid from pg_index where indisunique and indrelid::regclass::text like 'telemetry_p%' loop
+			execute format('drop index %s', i);
+		end loop;
+	end $$;
+	create function refuse() returns event_trigger language plpgsql as $$ begin raise exception 'kept without'; end $$;
+	create event trigger refuse on ddl_command_start when tag in ('CREATE INDEX') execute function refuse()`
+
+// inTurn calls all, in another order each time.
+func (h *house) inTurn(n int, all ...func()) {
+	for i := range all {
+		all[(i+n)%len(all)]()
 	}
-	a()
-	b()
 }
 
 func ingestEnv(h *house, d *database, clientID, prefix string) []string {
@@ -140,10 +155,10 @@ func (h *house) idle(name string, d *database, env ...string) usage {
 const ledgerRows = `select coalesce(sum(row_count), 0) from telemetry_batch`
 
 // ingest has ingest store the rows that wait in its session.
-func (h *house) ingest(d *database, rows int, idle usage) stage {
+func (h *house) ingest(d *database, clientID string, rows int, idle usage) stage {
 	h.tb.Helper()
 	u := h.used(d, func() spent {
-		p := h.start("ingest", ingestEnv(h, d, "plenum", loadPrefix)...)
+		p := h.start("ingest", ingestEnv(h, d, clientID, loadPrefix)...)
 		d.await(ledgerRows, rows)
 		return h.stop(p)
 	})

@@ -120,6 +120,21 @@ after the commit, into the same kind of partition with the same indexes. It keep
 		{"rows/s", 0, perSecond, ""},
 		{"WAL, bytes/row", 0, stage.walPerRow, ""},
 	})
+	fmt.Fprint(&b, `
+## What storing once costs
+
+The same session stored into partitions without the unique index on a reading's identity. Nothing else looks for repeats while readings
+come on the day that they were recorded.
+
+| | ingest | without the index | ratio | goal |
+|---|---|---|---|---|
+`)
+	r.lines(&b, func(rep repetition) stage { return rep.ingest }, func(rep repetition) stage { return rep.bare }, []line{
+		{"process CPU, µs/row", 1, stage.cpuPerRow, ""},
+		{"PostgreSQL's CPU, µs/row", 1, stage.serverPerRow, ""},
+		{"rows/s", 0, perSecond, ""},
+		{"WAL, bytes/row", 0, stage.walPerRow, ""},
+	})
 	fmt.Fprintf(&b, `
 ## Storing %s messages a second as they come
 

@@ -126,6 +126,7 @@ type path struct {
 	pipeline   *ingest.Pipeline
 	manager    *partman.Manager
 	quarantine *store.Quarantine
+	account    *account
 	drain      time.Duration
 	lost       atomic.Pointer[string] // since when and why the session that holds the client ids is gone; nil while it lives
 }
@@ -148,7 +149,10 @@ func newPath(a *App, manager *partman.Manager) (*path, error) {
 	if err != nil {
 		return nil, &UsageError{err}
 	}
-	p := &path{client: client, pipeline: pipeline, manager: manager, quarantine: quarantine, drain: s.Ingest.DrainTimeout}
+	p := &path{
+		client: client, pipeline: pipeline, manager: manager, quarantine: quarantine, drain: s.Ingest.DrainTimeout,
+		account: newAccount(a.pool, s.MQTT.ClientID, a.Registry),
+	}
 	a.Health.Add(p.checkMQTT)
 	a.Health.Add(p.checkStore)
 	a.Health.Add(p.checkPartitions)
@@ -168,7 +172,7 @@ func (p *path) run(ctx context.Context, a *App, lock *store.NameLock) error {
 	defer stopManaging()
 	parts.Go(func() { _ = p.client.Run(work) })
 	parts.Go(func() { _ = p.manager.Run(managing) })
-	parts.Go(func() { p.measureQuarantine(managing, a) })
+	parts.Go(func() { p.measure(managing, a) })
 	storing.Go(func() { _ = p.pipeline.Run(work) })
 	parts.Go(func() {
 		if err := p.guardLock(managing, a, lock); err != nil { // until the broker is left
@@ -210,6 +214,9 @@ func (p *path) stop(ctx context.Context, a *App, cut context.CancelFunc, storing
 	if closeErr := p.client.Close(closing); closeErr != nil {
 		a.Log.Warn("disconnected without an orderly end", zap.Error(closeErr))
 	}
+	if accountErr := p.account.read(closing); accountErr != nil {
+		a.Log.Warn("cannot read the account; what follows has it as it was", zap.Error(accountErr))
+	}
 	t := p.pipeline.Totals()
 	log := a.Log.Info
 	message := "drained"
@@ -218,7 +225,7 @@ func (p *path) stop(ctx context.Context, a *App, cut context.CancelFunc, storing
 	}
 	log(message, zap.Int("unacknowledged", p.client.Unacked()), zap.Int64("messages", t.Messages), zap.Int64("received", t.Received), zap.Int64("stored", t.Stored),
 		zap.Int64("duplicate", t.Duplicate), zap.Int64("quarantined", t.Quarantined),
-		zap.Int64("left_to_broker", t.Late))
+		zap.Int64("left_to_broker", t.Late), zap.Dict("over_restarts", p.account.fields()...))
 	return err
 }
 
@@ -297,12 +304,12 @@ func (p *path) checkStore(context.Context) []httpapi.Finding {
 	}}
 }
 
-// measureQuarantine keeps the quarantine's size known.
-func (p *path) measureQuarantine(ctx context.Context, a *App) {
+// measure keeps the quarantine's size and the account known.
+func (p *path) measure(ctx context.Context, a *App) {
 	for failing := false; ctx.Err() == nil; {
-		err := p.quarantine.Measure(ctx)
+		err := errors.Join(p.quarantine.Measure(ctx), p.account.read(ctx))
 		if err != nil && !failing && ctx.Err() == nil {
-			a.Log.Warn("cannot measure the quarantine, trying again", zap.Error(err))
+			a.Log.Warn("cannot measure, trying again", zap.Error(err))
 		}
 		failing = err != nil
 		select {

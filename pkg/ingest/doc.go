@@ -10,8 +10,8 @@
 //   - A receipt is done only after the transaction with all its message's readings and rejects has committed.
 //   - Receive never blocks. It bounds nothing itself: who calls it bounds what it has received and not
 //     yet seen done, in messages and bytes, which bounds the queue.
-//   - All rows of a message are in one batch, so in one transaction.
-//   - A batch that cannot be stored is tried again, with full jitter, until it is stored or the run is given up;
+//   - All rows of a message are in one batch, so in one transaction, unless the store divides the batch because of a row.
+//   - A batch that cannot be stored, or what is left of it, is tried again, with full jitter, until it is stored or the run is given up;
 //     what is given up stays unacknowledged. A try is cut off after a minute, so that a database which has stopped
 //     answering is a failure that readiness shows.
 //   - Failing is set while any batch waits for another try, whatever the other writers do.

@@ -40,7 +40,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Store commits a batch in one transaction. Write may be called again with a batch that returned an error.
+// Store commits batches. On error the outcome counts what Write committed all the same, and the batch holds the rest, with
+// which it is called again.
 type Store interface {
 	Write(context.Context, *telemetry.Batch) (telemetry.Outcome, error)
 }
@@ -69,7 +70,9 @@ func New(c Config, d *telemetry.Decoder, s Store, log *zap.Logger, reg prometheu
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	return &Pipeline{decoder: d, store: s, writers: c.Writers, queue: newQueue(c), log: log, m: newMetrics(reg)}, nil
+	p := &Pipeline{decoder: d, store: s, writers: c.Writers, queue: newQueue(c), log: log}
+	p.m = newMetrics(reg, func() float64 { return float64(p.Totals().Received) })
+	return p, nil
 }
 
 // Receive takes a message in. It does not block, and several goroutines may call it. After Drain it does nothing
@@ -98,17 +101,23 @@ func (p *Pipeline) Drain() { p.queue.close() }
 
 // storeBatch tries until the batch is stored, and then acknowledges it. It returns false when ctx ended before.
 func (p *Pipeline) storeBatch(ctx context.Context, b *batch) bool {
+	rest := b.Batch
 	for attempt := 0; ; attempt++ {
-		start := time.Now()
-		out, err := p.try(ctx, b)
+		start, before := time.Now(), len(rest.Readings)+len(rest.Rejects)
+		out, err := p.try(ctx, &rest)
+		p.count(out)
 		if err == nil {
-			p.committed(b, out, time.Since(start))
+			p.m.commitDuration.Observe(time.Since(start).Seconds())
+			p.committed(b)
 			return true
 		}
 		if ctx.Err() != nil {
 			return false
 		}
 		p.failed(b, err)
+		if len(rest.Readings)+len(rest.Rejects) < before {
+			attempt = 0
+		}
 		bound := min(lastRetry, firstRetry<<min(attempt, 16))
 		select {
 		case <-ctx.Done():
@@ -118,25 +127,28 @@ func (p *Pipeline) storeBatch(ctx context.Context, b *batch) bool {
 	}
 }
 
-func (p *Pipeline) try(ctx context.Context, b *batch) (telemetry.Outcome, error) {
+func (p *Pipeline) try(ctx context.Context, rest *telemetry.Batch) (telemetry.Outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, tryTimeout)
 	defer cancel()
-	return p.store.Write(ctx, &b.Batch)
+	return p.store.Write(ctx, rest)
 }
 
-func (p *Pipeline) committed(b *batch, out telemetry.Outcome, took time.Duration) {
-	p.m.commitDuration.Observe(took.Seconds())
-	p.m.batchRows.Observe(float64(b.rows()))
+// count accounts for what was committed.
+func (p *Pipeline) count(out telemetry.Outcome) {
 	p.m.stored.Add(float64(out.Stored))
 	p.m.duplicate.Add(float64(out.Duplicate))
 	p.m.quarantined.Add(float64(out.Quarantined))
+	p.m.rejects.WithLabelValues(string(telemetry.Conflict)).Add(float64(out.Conflicts))
+	p.m.rejects.WithLabelValues(string(telemetry.RejectedByDatabase)).Add(float64(out.RejectedByDatabase))
+	p.totals.add(out)
+}
+
+// committed acknowledges the batch's messages.
+func (p *Pipeline) committed(b *batch) {
+	p.m.batchRows.Observe(float64(b.rows()))
 	for _, r := range b.Rejects {
 		p.m.rejects.WithLabelValues(string(r.Code)).Inc()
 	}
-	if conflicts := out.Quarantined - len(b.Rejects); conflicts > 0 {
-		p.m.rejects.WithLabelValues(string(telemetry.Conflict)).Add(float64(conflicts))
-	}
-	p.totals.add(out)
 	if since, last := p.failing.clear(b); last {
 		p.log.Info("storing again", zap.Duration("after", time.Since(since)))
 	}

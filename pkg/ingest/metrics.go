@@ -17,8 +17,12 @@ type metrics struct {
 	batchRows, commitDuration      prometheus.Histogram
 }
 
-func newMetrics(reg prometheus.Registerer) metrics {
+func newMetrics(reg prometheus.Registerer, received func() float64) metrics {
 	f := promauto.With(reg)
+	f.NewCounterFunc(prometheus.CounterOpts{
+		Name: "plenum_ingest_received_rows_total",
+		Help: "Readings and rejected elements received, counted before they are stored: those of plenum_ingest_rows_total and what waits.",
+	}, received)
 	rows := f.NewCounterVec(prometheus.CounterOpts{
 		Name: "plenum_ingest_rows_total",
 		Help: "Readings and rejected elements by what became of them, counted after the commit.",

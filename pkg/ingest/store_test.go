@@ -345,3 +345,56 @@ func randomMessage(rng *rand.Rand, device string, seq int) (telemetry.Message, [
 	m, row := reading(device, seq)
 	return m, []string{row}
 }
+
+// halving commits half of what it is given and fails, until that is one row.
+type halving struct{ *seam }
+
+func (s halving) Write(ctx context.Context, b *telemetry.Batch) (telemetry.Outcome, error) {
+	n := len(b.Readings) / 2
+	if n == 0 {
+		return s.seam.Write(ctx, b)
+	}
+	half := telemetry.Batch{Readings: b.Readings[:n], Rejects: b.Rejects}
+	out, err := s.seam.Write(ctx, &half)
+	b.Readings, b.Rejects = b.Readings[n:], nil
+	return out, errors.Join(err, errDown)
+}
+
+// A store that gets through with a batch piece by piece: each piece is counted once and given once, the receipts are done at the
+// end, and a store that makes progress is asked again soon.
+func TestABatchStoredInParts(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := new(seam)
+		r := start(t, config(), halving{s})
+		var receipts []*receipt
+		var rows []string
+		for seq := range 1024 {
+			m, row := reading("a", seq)
+			got := &receipt{store: s, rows: []string{row}}
+			r.Receive(m, got)
+			receipts, rows = append(receipts, got), append(rows, row)
+		}
+		r.Receive(telemetry.Message{Topic: "elsewhere", Payload: []byte("{"), ReceivedAt: time.Now()}, new(receipt))
+		time.Sleep(20 * time.Millisecond)
+		synctest.Wait()
+		notDone(t, receipts...)
+		time.Sleep(10 * firstRetry) // ten pauses below it
+		synctest.Wait()
+		doneOnce(t, receipts...)
+		var given []string
+		for _, w := range s.writes() {
+			given = append(given, w.readings...)
+		}
+		if !slices.Equal(given, rows) {
+			t.Errorf("the store was given %d rows, not the %d in order", len(given), len(rows))
+		}
+		if got, want := r.Totals(), (ingest.Totals{Messages: 1025, Received: 1025, Stored: 1024, Quarantined: 1}); got != want {
+			t.Errorf("totals %+v, want %+v", got, want)
+		}
+		r.drain(t)
+	})
+}
+
+// firstRetry bounds the first pause between two tries.
+const firstRetry = 100 * time.Millisecond

@@ -67,6 +67,17 @@ func (h *house) open(url string) *pgxpool.Pool {
 	return pool
 }
 
+// poolOf returns a pool of a changed configuration.
+func (h *house) poolOf(cfg *pgxpool.Config) *pgxpool.Pool {
+	h.Helper()
+	pool, err := pgxpool.NewWithConfig(h.ctx, cfg)
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(pool.Close)
+	return pool
+}
+
 // day returns midnight UTC, n days from today.
 func (h *house) day(n int) time.Time { return h.today.AddDate(0, 0, n) }
 

@@ -93,3 +93,14 @@ func appendRun(runs []run, r run) []run {
 	}
 	return append(runs, r)
 }
+
+// firstIDs returns the first n ids of the runs.
+func firstIDs(runs []run, n int) []int64 {
+	ids := make([]int64, 0, n)
+	for _, r := range runs {
+		for id := r.first; id <= r.last() && len(ids) < n; id++ {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}

@@ -15,6 +15,7 @@ import (
 const (
 	lockFeedPosition int32 = 0x504c0001
 	lockReconcile    int32 = 0x504c0002
+	lockDay          int32 = 0x504c0003 // the second key is the day
 )
 
 // maxAttempts is how often a line is tried before it is set aside.

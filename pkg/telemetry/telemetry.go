@@ -23,6 +23,8 @@ const (
 	MaxExponent               = 400       // of a number's written exponent, either sign
 	MaxSingleRejects          = 100       // rejected elements of one message that are kept singly
 	MaxRejectTopicBytes       = 1024      // of Reject.Topic, the mark of a cut included
+
+	maxDetailBytes = 1000 // of a detail that is made elsewhere
 )
 
 // Reading is one measurement of one device. Its identity is
@@ -41,7 +43,7 @@ type Reading struct {
 
 // Reject is the reject that the reading becomes where only the database can find what is wrong with it.
 func (r *Reading) Reject(code Code, detail string) Reject {
-	return Reject{Code: code, Detail: detail, Topic: storable(r.topic, MaxRejectTopicBytes), Raw: r.raw}
+	return Reject{Code: code, Detail: storable(detail, maxDetailBytes), Topic: storable(r.topic, MaxRejectTopicBytes), Raw: r.raw}
 }
 
 // Code says why something was quarantined.
