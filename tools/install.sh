@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that are missing of those named as arguments: postgresql, mosquitto,
-# mosquitto-clients, compiler. No cluster is created and no service is started or enabled.
+# mosquitto-clients, compiler, libfaketime. No cluster is created and no service is started or enabled.
 set -eu
 
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -13,6 +13,7 @@ for want in "$@"; do
 	mosquitto) have mosquitto || [ -x /usr/sbin/mosquitto ] || missing="$missing mosquitto" ;;
 	mosquitto-clients) have mosquitto_pub || missing="$missing mosquitto-clients" ;;
 	compiler) have gcc || missing="$missing gcc libc6-dev" ;;
+	libfaketime) ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing libfaketime" ;;
 	*) echo "install.sh: unknown argument $want" >&2 && exit 2 ;;
 	esac
 done

@@ -17,6 +17,7 @@ func setupSimulate(fs *flag.FlagSet) func(context.Context, *call) error {
 	var record string
 	fs.StringVar(&c.Broker, "broker", "", "URL of the broker, such as tcp://127.0.0.1:1883; required")
 	fs.IntVar(&c.Devices, "devices", 1, "number of devices: cmp-00001 and so on")
+	fs.IntVar(&c.FirstDevice, "first-device", 1, "number of the first device, so that several simulations have different ones")
 	fs.Float64Var(&c.Rate, "rate", 0, "readings a second over all devices; 0: as fast as the broker takes them")
 	fs.IntVar(&c.Total, "total", 0, "readings in all; 0: until Ctrl-C, or the whole file")
 	fs.IntVar(&qos, "qos", 1, "0 or 1")
@@ -28,6 +29,9 @@ func setupSimulate(fs *flag.FlagSet) func(context.Context, *call) error {
 			return program.Usagef("--qos: %d is neither 0 nor 1", qos)
 		}
 		c.QoS = byte(qos)
+		if c.FirstDevice < 1 { // 0 is the library's default, and here a mistake
+			return program.Usagef("--first-device: %d is not 1 or more", c.FirstDevice)
+		}
 		if err := c.Validate(); err != nil {
 			return &program.UsageError{Err: err}
 		}

@@ -32,10 +32,11 @@ type fleet struct {
 	buffer  []byte
 }
 
-func newFleet(devices int, seed uint64) *fleet {
+// newFleet makes devices with the numbers from first up.
+func newFleet(first, devices int, seed uint64) *fleet {
 	f := &fleet{devices: make([]compressor, devices)}
 	for i := range f.devices {
-		f.devices[i] = newCompressor(i, seed)
+		f.devices[i] = newCompressor(first-1+i, seed)
 	}
 	return f
 }

@@ -43,19 +43,19 @@ func life(t *testing.T, f *fleet, n int) (messages []message, bytes int) {
 
 func TestFleetDependsOnItsSeedAlone(t *testing.T) {
 	t.Parallel()
-	first, _ := life(t, newFleet(3, 7), 600)
-	again, _ := life(t, newFleet(3, 7), 600)
+	first, _ := life(t, newFleet(1, 3, 7), 600)
+	again, _ := life(t, newFleet(1, 3, 7), 600)
 	if diff := cmp.Diff(first, again); diff != "" {
 		t.Errorf("the same seed gave (-first +again):\n%s", diff)
 	}
-	if other, _ := life(t, newFleet(3, 8), 600); cmp.Equal(first, other) {
+	if other, _ := life(t, newFleet(1, 3, 8), 600); cmp.Equal(first, other) {
 		t.Error("another seed gave the same signals")
 	}
 }
 
 func TestFleetTakesTurnsAndCounts(t *testing.T) {
 	t.Parallel()
-	messages, _ := life(t, newFleet(3, 1), 9)
+	messages, _ := life(t, newFleet(1, 3, 1), 9)
 	for i, m := range messages {
 		if want := deviceName(i % 3); m.Device != want || m.Seq != int64(i/3+1) || m.TS != noon.UnixMilli() {
 			t.Errorf("reading %d is number %d of %s at %d, want %d of %s at %d",
@@ -67,7 +67,7 @@ func TestFleetTakesTurnsAndCounts(t *testing.T) {
 func TestFleetLivesLikeCompressors(t *testing.T) {
 	t.Parallel()
 	const devices, each = 4, 4000
-	messages, bytes := life(t, newFleet(devices, 42), devices*each)
+	messages, bytes := life(t, newFleet(1, devices, 42), devices*each)
 	if mean := bytes / len(messages); mean < 220 || mean > 280 {
 		t.Errorf("a payload has %d bytes on average, want about 250", mean)
 	}
@@ -139,7 +139,7 @@ func TestIdleMotorStops(t *testing.T) {
 }
 
 func BenchmarkFleet(b *testing.B) {
-	f := newFleet(50, 1)
+	f := newFleet(1, 50, 1)
 	b.ReportAllocs()
 	for b.Loop() {
 		if _, err := f.next(noon); err != nil {

@@ -26,6 +26,7 @@ type PostgresConfig struct {
 	Fsync    bool              // false: a crash of the machine may lose the data; one of the server does not
 	Port     int               // on 127.0.0.1; 0: a free one
 	Settings map[string]string // further server settings, as in postgresql.conf
+	Env      []string          // further environment of the server, KEY=value
 	Log      io.Writer         // gets the server's log; nil: only its tail is kept, for errors
 }
 
@@ -120,6 +121,7 @@ func (p *Postgres) launch(ctx context.Context, port int) error {
 		name:        "PostgreSQL",
 		path:        p.program,
 		args:        p.arguments(port),
+		env:         p.config.Env,
 		credential:  p.credential,
 		files:       []*os.File{dir},
 		deathSignal: syscall.SIGQUIT, // immediate: backends go too, and nothing can hold it up
@@ -238,6 +240,22 @@ func (p *Postgres) Restart(ctx context.Context) error {
 		return err
 	}
 	return p.launch(ctx, p.port)
+}
+
+// Running says whether the server was started and has not ended, by Stop, by
+// Crash, or by itself.
+func (p *Postgres) Running() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.process == nil {
+		return false
+	}
+	select {
+	case <-p.process.done:
+		return false
+	default:
+		return true
+	}
 }
 
 func (p *Postgres) halt(steps ...stopStep) error {

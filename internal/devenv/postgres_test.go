@@ -74,10 +74,16 @@ func TestPostgresKeepsItsData(t *testing.T) {
 	if got := query[string](t, target, "show fsync"); got != "on" {
 		t.Errorf("fsync is %s, want on", got)
 	}
+	if !first.Running() {
+		t.Error("a server that answers does not count as running")
+	}
 	execute(t, target, "create table kept (n int)")
 	execute(t, target, "insert into kept values (1)")
 	if err := first.Crash(); err != nil {
 		t.Fatal(err)
+	}
+	if first.Running() {
+		t.Error("a crashed server counts as running")
 	}
 	if _, err := pgx.Connect(t.Context(), target); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("connect to a crashed server: %v, want connection refused", err)

@@ -29,6 +29,7 @@ type command struct {
 	name        string // for messages
 	path        string
 	args        []string
+	env         []string            // beyond this program's
 	credential  *syscall.Credential // nil: this program's user
 	files       []*os.File          // inherited, from descriptor 3 on
 	deathSignal syscall.Signal      // sent to the child when this program dies
@@ -48,8 +49,8 @@ type process struct {
 func (c command) start() (*process, error) {
 	p := &process{name: c.name, log: &tail{next: c.log}, done: make(chan struct{})}
 	cmd := exec.Command(c.path, c.args...)
-	cmd.Env = append(cmd.Environ(), "LC_ALL=C") // messages are shown and searched in English
-	cmd.Dir = "/"                               // the current one may be closed to the other user
+	cmd.Env = append(append(cmd.Environ(), "LC_ALL=C"), c.env...) // messages are shown and searched in English
+	cmd.Dir = "/"                                                 // the current one may be closed to the other user
 	cmd.Stdout, cmd.Stderr = p.log, p.log
 	cmd.ExtraFiles = c.files
 	cmd.WaitDelay = pipeLimit

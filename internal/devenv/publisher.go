@@ -114,13 +114,22 @@ func (p *publisher) flush() { p.link.flush() }
 
 const topicPrefix = "telemetry/"
 
-// appendPublish appends a PUBLISH packet (MQTT 3.1.1, 3.3).
+// appendPublish appends the PUBLISH packet of a reading.
 func appendPublish(to []byte, qos byte, id uint16, r reading) []byte {
-	length := 2 + len(topicPrefix) + len(r.device) + len(r.payload)
+	return appendMessage(to, qos, id, Message{Topic: topicPrefix + r.device, Payload: r.payload})
+}
+
+// appendMessage appends a PUBLISH packet (MQTT 3.1.1, 3.3).
+func appendMessage(to []byte, qos byte, id uint16, m Message) []byte {
+	length := 2 + len(m.Topic) + len(m.Payload)
 	if qos > 0 {
 		length += 2
 	}
-	to = append(to, packets.Publish<<4|qos<<1)
+	first := packets.Publish<<4 | qos<<1
+	if m.Retain {
+		first |= 1
+	}
+	to = append(to, first)
 	for rest := length; ; {
 		digit := byte(rest % 128)
 		if rest /= 128; rest == 0 {
@@ -129,13 +138,12 @@ func appendPublish(to []byte, qos byte, id uint16, r reading) []byte {
 		}
 		to = append(to, digit|128)
 	}
-	to = binary.BigEndian.AppendUint16(to, uint16(len(topicPrefix)+len(r.device)))
-	to = append(to, topicPrefix...)
-	to = append(to, r.device...)
+	to = binary.BigEndian.AppendUint16(to, uint16(len(m.Topic)))
+	to = append(to, m.Topic...)
 	if qos > 0 {
 		to = binary.BigEndian.AppendUint16(to, id)
 	}
-	return append(to, r.payload...)
+	return append(to, m.Payload...)
 }
 
 // acknowledged handles a PUBACK; the connection's reader calls it.

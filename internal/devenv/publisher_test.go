@@ -156,7 +156,7 @@ func TestDrainTellsWhatIsNotAcknowledged(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &simulation{config: config, readings: newFleet(1, 1), publisher: p}
+	s := &simulation{config: config, readings: newFleet(1, 1, 1), publisher: p}
 	if err := s.publishAll(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -37,8 +37,9 @@ type replay struct {
 
 const timestampColumn = "timestamp"
 
-// openReplay opens the file and reads its header.
-func openReplay(path string, devices int) (*replay, error) {
+// openReplay opens the file and reads its header. Its devices have the numbers
+// from first up.
+func openReplay(path string, first, devices int) (*replay, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("open the file to replay: %w", err)
@@ -51,7 +52,7 @@ func openReplay(path string, devices int) (*replay, error) {
 	}
 	r := &replay{path: path, file: file, rows: csv.NewReader(in)}
 	for i := range devices {
-		r.devices = append(r.devices, deviceName(i))
+		r.devices = append(r.devices, deviceName(first-1+i))
 	}
 	if err := r.header(); err != nil {
 		return nil, errors.Join(err, file.Close())

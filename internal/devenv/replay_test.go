@@ -27,7 +27,7 @@ func writeFile(t *testing.T, text string) string {
 
 // payloads replays the whole file.
 func payloads(path string, devices int) ([]string, error) {
-	r, err := openReplay(path, devices)
+	r, err := openReplay(path, 1, devices)
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +116,7 @@ func TestReplayNamesTheFault(t *testing.T) {
 			}
 		})
 	}
-	if _, err := openReplay(filepath.Join(t.TempDir(), "none"), 1); !errors.Is(err, os.ErrNotExist) {
+	if _, err := openReplay(filepath.Join(t.TempDir(), "none"), 1, 1); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
 }

@@ -15,6 +15,7 @@ type SimulateConfig struct {
 	Broker      string  // tcp://host:port or ssl://host:port, with user:password@ where needed
 	ClientID    string  // prefix, to which a random part is added; "": plenum-simulate
 	Devices     int     // cmp-00001, cmp-00002, …, each to its topic telemetry/cmp-00001
+	FirstDevice int     // number of the first device, for several simulations at once; 0: 1
 	Rate        float64 // readings/s over all devices; 0: as fast as the broker takes them
 	Total       int     // readings; 0: until ctx ends, or the whole file
 	QoS         byte    // 0 or 1
@@ -38,6 +39,9 @@ func (c SimulateConfig) Validate() error {
 	}
 	if c.Devices < 1 {
 		fault("devices: %d, must be at least 1", c.Devices)
+	}
+	if c.FirstDevice < 0 || c.FirstDevice > maxDevice-c.Devices+1 {
+		fault("first device: %d, must be 1 to %d, less the other devices", c.FirstDevice, maxDevice)
 	}
 	if !(c.Rate >= 0) || math.IsInf(c.Rate, 1) {
 		fault("rate: %v, must be 0 or more readings a second", c.Rate)
@@ -76,6 +80,7 @@ type source interface {
 }
 
 const (
+	maxDevice        = 1 << 30 // number of the last device
 	progressInterval = time.Second
 	drainLimit       = 10 * time.Second       // for the last PUBACKs after ctx has ended
 	debtLimit        = time.Second            // of a schedule: what is missed beyond is not made up
@@ -96,6 +101,7 @@ func Simulate(ctx context.Context, config SimulateConfig, progress func(Simulate
 	if config.MaxInFlight == 0 {
 		config.MaxInFlight = 1000
 	}
+	config.FirstDevice = max(config.FirstDevice, 1)
 	if config.Now == nil {
 		config.Now = time.Now
 	}
@@ -120,9 +126,9 @@ func Simulate(ctx context.Context, config SimulateConfig, progress func(Simulate
 
 func newSource(config SimulateConfig) (source, error) {
 	if config.File != "" {
-		return openReplay(config.File, config.Devices)
+		return openReplay(config.File, config.FirstDevice, config.Devices)
 	}
-	return newFleet(config.Devices, config.Seed), nil
+	return newFleet(config.FirstDevice, config.Devices, config.Seed), nil
 }
 
 // outlast derives a context that ends the given time after its parent.

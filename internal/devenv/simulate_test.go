@@ -89,7 +89,7 @@ func TestEveryAcknowledgedReadingArrives(t *testing.T) {
 	var record strings.Builder
 	var last devenv.SimulateStats
 	stats, err := devenv.Simulate(t.Context(), devenv.SimulateConfig{
-		Broker: broker.URL(), Devices: 7, Total: 3000, QoS: 1, Seed: 1, MaxInFlight: 100, Record: &record,
+		Broker: broker.URL(), Devices: 7, FirstDevice: 8, Total: 3000, QoS: 1, Seed: 1, MaxInFlight: 100, Record: &record,
 	}, func(s devenv.SimulateStats) { last = s })
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +98,7 @@ func TestEveryAcknowledgedReadingArrives(t *testing.T) {
 		t.Errorf("stats %+v, reported at the end %+v, want %+v", stats, last, want)
 	}
 	keys := recorded(&record)
-	if len(keys) != 3000 || keys[0] != "cmp-00001 1" || keys[8] != "cmp-00002 2" {
+	if len(keys) != 3000 || keys[0] != "cmp-00008 1" || keys[8] != "cmp-00009 2" {
 		t.Errorf("record has %d lines, %q…", len(keys), keys[0])
 	}
 	devtest.Eventually(t, func() error { return box.holds(keys) })
@@ -268,10 +268,10 @@ func TestSimulateFaults(t *testing.T) {
 func TestSimulateConfigNamesAllFaults(t *testing.T) {
 	t.Parallel()
 	err := devenv.SimulateConfig{
-		Broker: "ws://me:secret@host", Devices: 0, Rate: -1, Total: -2, QoS: 2, MaxInFlight: 70000,
+		Broker: "ws://me:secret@host", Devices: 0, Rate: -1, Total: -2, QoS: 2, MaxInFlight: 70000, FirstDevice: -3,
 	}.Validate()
 	for _, want := range []string{
-		`broker: "ws://me:xxxxx@host"`, "devices: 0", "rate: -1", "total: -2", "qos: 2", "max in flight: 70000",
+		`broker: "ws://me:xxxxx@host"`, "devices: 0", "rate: -1", "total: -2", "qos: 2", "max in flight: 70000", "first device: -3",
 	} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)

@@ -253,6 +253,12 @@ func (p *process) terminate() int {
 	return p.exitCode()
 }
 
+// kill sends SIGKILL and waits for the end.
+func (p *process) kill() {
+	_ = p.cmd.Process.Kill() // an error says that it has ended
+	<-p.exited
+}
+
 func (p *process) exitCode() int {
 	p.t.Helper()
 	select {

@@ -1,6 +1,7 @@
 package endtoend
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -43,7 +44,7 @@ func (p *publisher) wait() {
 func (p *publisher) acknowledged() []string {
 	p.t.Helper()
 	b, err := os.ReadFile(p.record)
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // the publisher has just been started
 		p.t.Fatal(err)
 	}
 	return strings.Fields(strings.ReplaceAll(string(b), " ", "/"))

@@ -88,6 +88,7 @@ func TestTool(t *testing.T) {
 		t.Errorf("%d partitions of telemetry are listed, want today's and 4 premade: %v", len(listed), err)
 	}
 	expect(2, "--output", "partitions", "list", "--output", "xml")
+	expect(2, "--first-device: 0", "simulate", "--broker", s.broker.URL(), "--first-device", "0")
 	expect(2, "--qos", "simulate", "--broker", s.broker.URL(), "--qos", "2")
 	expect(2, "database.url and mqtt.brokers must not be set", "demo", "--mqtt.brokers", s.broker.URL())
 }

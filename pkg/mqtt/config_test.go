@@ -36,7 +36,7 @@ func TestValidateNamesKeyAndValue(t *testing.T) {
 		"not a URL":           {func(c *mqtt.Config) { c.Brokers = []string{"tcp://u:secret@host:port"} }, `"tcp://xxxxx@host:port" is not a URL`},
 		"client id":           {func(c *mqtt.Config) { c.ClientID = "" }, "mqtt.client_id: empty"},
 		"long client id":      {func(c *mqtt.Config) { c.ClientID = strings.Repeat("x", 65534) }, "mqtt.client_id: 65536 bytes"},
-		"client id with NUL":  {func(c *mqtt.Config) { c.ClientID = "a\x00" }, `mqtt.client_id "a\x00"`},
+		"client id with NUL":  {func(c *mqtt.Config) { c.ClientID = "a\x00" }, `mqtt.client_id: "a\x00-0"`},
 		"no filters":          {func(c *mqtt.Config) { c.Filters = nil }, "mqtt.topics: none"},
 		"empty filter":        {func(c *mqtt.Config) { c.Filters = []string{""} }, `mqtt.topics "": empty`},
 		"wildcard in a level": {func(c *mqtt.Config) { c.Filters = []string{"a/b+"} }, `mqtt.topics "a/b+": a wildcard`},
@@ -89,7 +89,7 @@ func TestNewNamesFaultyTLSFiles(t *testing.T) {
 	} {
 		c := valid()
 		change(&c)
-		_, err := mqtt.New(c, func(mqtt.Delivery) {}, zap.NewNop(), prometheus.NewPedanticRegistry())
+		_, err := mqtt.New(c, nil, func(mqtt.Delivery) {}, zap.NewNop(), prometheus.NewPedanticRegistry())
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
 		}
@@ -99,7 +99,7 @@ func TestNewNamesFaultyTLSFiles(t *testing.T) {
 func TestMetricsAreWellNamed(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewPedanticRegistry()
-	if _, err := mqtt.New(valid(), func(mqtt.Delivery) {}, zap.NewNop(), reg); err != nil {
+	if _, err := mqtt.New(valid(), nil, func(mqtt.Delivery) {}, zap.NewNop(), reg); err != nil {
 		t.Fatal(err)
 	}
 	families, err := reg.Gather()
@@ -113,7 +113,7 @@ func TestMetricsAreWellNamed(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
-	if _, err := mqtt.New(valid(), func(mqtt.Delivery) {}, zap.NewNop(), reg); err == nil {
+	if _, err := mqtt.New(valid(), nil, func(mqtt.Delivery) {}, zap.NewNop(), reg); err == nil {
 		t.Error("registered twice without an error")
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -150,23 +149,6 @@ func TestProtocolFaultsEndTheConnection(t *testing.T) {
 			r := launch(t, config(t, scripted(t, test.script)), func(mqtt.Delivery) { t.Error("delivered") })
 			r.awaitError(t, test.want)
 		})
-	}
-}
-
-func TestOversizedPacketIsRefusedBeforeAllocation(t *testing.T) {
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	url := scripted(t, func(conn net.Conn) {
-		answer(conn, connack...)
-		answer(conn, append(subackQoS1[:5:5], 0x32, 0xff, 0xff, 0xff, 0x7f)...) // 268,435,455 bytes follow
-		untilClosed(conn)
-	})
-	r := launch(t, config(t, url), func(mqtt.Delivery) { t.Error("delivered") })
-	r.awaitError(t, "packet of 268435460 bytes refused: over the limit of 8388608")
-	r.stop(t)
-	runtime.ReadMemStats(&after)
-	if grown := after.TotalAlloc - before.TotalAlloc; grown > 64<<20 {
-		t.Errorf("%d bytes allocated", grown)
 	}
 }
 
