@@ -47,6 +47,7 @@ func commands() []command {
 		{"quarantine replay", "[ID…]", "store what was quarantined and can be stored now; exit code 3 if any of it cannot", setupQuarantineReplay},
 		{"quarantine purge", "[ID…]", "delete from the quarantine, and return the space", setupQuarantinePurge},
 		{"sessions list", "", "list the sessions at the broker that ingests have had, and who uses them", setupSessionsList},
+		{"sessions drain", "CLIENT_ID", "store what waits in a session that nobody uses, and end the session", setupSessionsDrain},
 		{"doctor", "", "find what nothing mends by itself; exit code 3 if there is something", setupDoctor},
 		{"config check", "", "read the configuration and report every fault", setupConfigCheck},
 		{"migrate up", "", "bring the schema to this release, and grant the roles their rights", setupMigrateUp},
