@@ -115,7 +115,7 @@ func TestMidnight(t *testing.T) {
 
 	const lead = 2 * time.Second
 	n, steps := sized(1000, 10_000), sized(20, 200)
-	offset := midnight.Add(-lead).Sub(time.Now())
+	offset := time.Until(midnight.Add(-lead))
 	c.ahead(offset)
 	for step := range steps {
 		// The database's clock is midnight less the lead at the first step, and as much past it at the last.

@@ -72,29 +72,9 @@ func (s *Sessions) List(ctx context.Context) ([]Session, error) {
 		return nil, fmt.Errorf("list sessions: %w", err)
 	}
 	for i := range all {
-		if all[i].Holder, err = s.heldBy(ctx, all[i].ClientID); err != nil {
+		if all[i].Holder, err = holder(ctx, s.pool, all[i].ClientID); err != nil {
 			return nil, err
 		}
 	}
 	return all, nil
-}
-
-// heldBy returns who holds the name's lock, or nothing.
-func (s *Sessions) heldBy(ctx context.Context, name string) (who string, err error) {
-	const q = `select exists (select from pg_locks l, (select ` + nameKey + ` as key) k
-		where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.database = (select oid from pg_database where datname = current_database())
-			and l.classid::bigint = (k.key >> 32) & 4294967295 and l.objid::bigint = k.key & 4294967295)`
-	var held bool
-	if err := s.pool.QueryRow(ctx, q, name).Scan(&held); err != nil || !held {
-		if err != nil {
-			err = fmt.Errorf("ask who holds %q: %w", name, err)
-		}
-		return "", err
-	}
-	conn, err := s.pool.Acquire(ctx)
-	if err != nil {
-		return "", fmt.Errorf("ask who holds %q: %w", name, err)
-	}
-	defer conn.Release()
-	return holder(ctx, conn.Conn(), name), nil
 }
