@@ -50,6 +50,8 @@ func TestValidateNamesKeyAndValue(t *testing.T) {
 		"certificate alone":   {func(c *mqtt.Config) { c.CertFile = "c.crt" }, `mqtt.key_file: empty, with mqtt.cert_file "c.crt"`},
 		"key alone":           {func(c *mqtt.Config) { c.KeyFile = "c.key" }, `mqtt.cert_file: empty, with mqtt.key_file "c.key"`},
 		"keep-alive":          {func(c *mqtt.Config) { c.KeepAlive = 1500 * time.Millisecond }, "mqtt.keepalive: 1.5s"},
+		"stall after":         {func(c *mqtt.Config) { c.StallAfter = -time.Second }, "mqtt.stall_after: -1s"},
+		"small packet limit":  {func(c *mqtt.Config) { c.MaxPacketBytes = 128 << 10 }, "mqtt packet limit of 131072 bytes"},
 		"packet limit":        {func(c *mqtt.Config) { c.MaxPacketBytes = 1 << 28 }, "mqtt packet limit of 268435456 bytes"},
 	} {
 		c := valid()

@@ -32,6 +32,9 @@ func (c *connection) recall(ctx context.Context) ([]string, error) {
 	bounded, cancel := context.WithTimeout(ctx, c.client.config.DialTimeout)
 	defer cancel()
 	kept, err := c.client.sessions.Filters(bounded, c.id)
+	if ctx.Err() != nil {
+		return nil, errStopped
+	}
 	if err != nil {
 		return nil, ended(reasonSession, "read the filters kept for client id %q: %w", c.id, err)
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"plenum/internal/devenv/devtest"
 	"plenum/pkg/mqtt"
@@ -276,20 +275,51 @@ func TestNoConnectionWithoutItsSession(t *testing.T) {
 	}
 	sessions.inject(nil, nil)
 	r.awaitConnected(t)
+	if got := r.reasons(t); !slices.Equal(got, []string{"session"}) {
+		t.Errorf("reconnected because of %v", got)
+	}
+}
+
+// reasons are those that reconnects have had.
+func (r *running) reasons(tb testing.TB) (reasons []string) {
+	tb.Helper()
 	families, err := r.metrics.Gather()
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
-	reasons := make(map[string]float64)
 	for _, f := range families {
 		for _, m := range f.Metric {
 			if f.GetName() == "plenum_mqtt_reconnects_total" && m.GetCounter().GetValue() > 0 {
-				reasons[m.GetLabel()[0].GetValue()] = 1
+				reasons = append(reasons, m.GetLabel()[0].GetValue())
 			}
 		}
 	}
-	if diff := cmp.Diff(map[string]float64{"session": 1}, reasons, cmpopts.EquateEmpty()); diff != "" {
-		t.Errorf("reasons of reconnects (-want +got):\n%s", diff)
+	return reasons
+}
+
+// failsOnce is a memory whose first read fails.
+type failsOnce struct {
+	memory
+	once sync.Once
+}
+
+func (f *failsOnce) Filters(ctx context.Context, clientID string) (filters []string, err error) {
+	f.once.Do(func() { err = errors.New("database is away") })
+	if err != nil {
+		return nil, err
+	}
+	return f.memory.Filters(ctx, clientID)
+}
+
+// That the session could not be read says nothing against the broker: it is the one that is tried next.
+func TestSessionErrorLeavesTheBroker(t *testing.T) {
+	t.Parallel()
+	broker := devtest.Mosquitto(t)
+	c := config(t, broker.URL())
+	c.Brokers = append(c.Brokers, "tcp://127.0.0.1:1") // nothing listens there
+	r := startWith(t, c, new(failsOnce), func(mqtt.Delivery) {})
+	if got := r.reasons(t); !slices.Equal(got, []string{"session"}) {
+		t.Errorf("reconnected because of %v", got)
 	}
 }
 

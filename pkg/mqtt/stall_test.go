@@ -79,7 +79,9 @@ func TestStalledMessageIsNamedOnce(t *testing.T) {
 
 		first.Done() // the third is the oldest now, and has been for longer than the limit
 		time.Sleep(time.Minute)
-		expect("after Done", logGoesOn, logHolds)
+		if after := expect("after Done", logGoesOn, logHolds)[1].ContextMap(); after["topic"] != "c" || after["waiting"] != int64(0) {
+			t.Errorf("named next: %v", after)
+		}
 		third.Done()
 		time.Sleep(time.Minute)
 		expect("after all are done", logGoesOn)
