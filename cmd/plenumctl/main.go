@@ -1,5 +1,5 @@
 // Command plenumctl is Plenum's tool for people: the demo, simulated devices, and a look at and a hand on the
-// database's schema and partitions.
+// database's schema and partitions, the quarantine and the sessions at the broker.
 package main
 
 import (
@@ -23,7 +23,8 @@ func main() { os.Exit(program.Main("plenumctl", run)) }
 type call struct {
 	loader *program.Loader
 	getenv func(string) string
-	args   []string // what follows the flags
+	args   []string // what is no flag
+	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
 }
@@ -31,7 +32,7 @@ type call struct {
 // command is one subcommand: its words, and a function that declares its flags and returns what runs it.
 type command struct {
 	words string
-	args  string // what may follow the flags
+	args  string // what may stand beside the flags
 	about string
 	setup func(*flag.FlagSet) func(context.Context, *call) error
 }
@@ -40,6 +41,14 @@ func commands() []command {
 	return []command{
 		{"demo", "", "run everything on this machine with simulated compressors, until Ctrl-C", setupDemo},
 		{"simulate", "", "publish the readings of simulated compressors, or of a CSV file", setupSimulate},
+		{"try", "", "show what the message on standard input would become: rows, or quarantine; exit code 3 if any of it", setupTry},
+		{"quarantine list", "", "list what was quarantined, the newest first, or count it", setupQuarantineList},
+		{"quarantine show", "ID", "show one line of the quarantine with its payload", setupQuarantineShow},
+		{"quarantine replay", "[ID…]", "store what was quarantined and can be stored now; exit code 3 if any of it cannot", setupQuarantineReplay},
+		{"quarantine purge", "[ID…]", "delete from the quarantine, and return the space", setupQuarantinePurge},
+		{"sessions list", "", "list the sessions at the broker that ingests have had, and who uses them", setupSessionsList},
+		{"sessions drain", "CLIENT_ID", "store what waits in a session that nobody uses, and end the session", setupSessionsDrain},
+		{"doctor", "", "find what nothing mends by itself; exit code 3 if there is something", setupDoctor},
 		{"config check", "", "read the configuration and report every fault", setupConfigCheck},
 		{"migrate up", "", "bring the schema to this release, and grant the roles their rights", setupMigrateUp},
 		{"migrate status", "", "show the schema's version and this release's", setupMigrateStatus},
@@ -103,20 +112,34 @@ func (c command) run(ctx context.Context, args []string, getenv func(string) str
 	fs.VisitAll(func(f *flag.Flag) { own[f.Name] = true })
 	loader := program.NewLoader("127.0.0.1:8080")
 	loader.AddFlags(fs)
-	switch err := fs.Parse(args); {
+	rest, err := parse(fs, args)
+	switch {
 	case errors.Is(err, flag.ErrHelp):
 		c.help(fs, own, loader, stdout)
 		return nil
 	case err != nil:
 		return program.Usagef("%w; see plenumctl %s --help", err, c.words)
-	case fs.NArg() > 0 && c.args == "":
-		return program.Usagef("unexpected argument %q; see plenumctl %s --help", fs.Arg(0), c.words)
+	case len(rest) > 0 && c.args == "":
+		return program.Usagef("unexpected argument %q; see plenumctl %s --help", rest[0], c.words)
 	}
-	return do(ctx, &call{loader, getenv, fs.Args(), stdout, stderr})
+	return do(ctx, &call{loader, getenv, rest, os.Stdin, stdout, stderr})
+}
+
+// parse parses flags before, between and behind the other arguments, which it returns; behind -- all are others.
+func parse(fs *flag.FlagSet, args []string) (others []string, err error) {
+	for {
+		if err := fs.Parse(args); err != nil || fs.NArg() == 0 {
+			return others, err
+		}
+		if flags := args[:len(args)-fs.NArg()]; len(flags) > 0 && flags[len(flags)-1] == "--" {
+			return append(others, fs.Args()...), nil
+		}
+		others, args = append(others, fs.Arg(0)), fs.Args()[1:]
+	}
 }
 
 func (c command) help(fs *flag.FlagSet, own map[string]bool, loader *program.Loader, w io.Writer) {
-	fmt.Fprintf(w, "plenumctl %s: %s.\n\nFlags:\n", c.words, c.about)
+	fmt.Fprintf(w, "plenumctl %s: %s.\n\nFlags:\n", strings.TrimSpace(c.words+" "+c.args), c.about)
 	fs.VisitAll(func(f *flag.Flag) {
 		if !own[f.Name] {
 			return

@@ -102,16 +102,20 @@ func TestHostile(t *testing.T) {
 	n := rounds * len(cases)
 	before := s.rate(now, 0, n, func(int) []devenv.Message { return nil })
 	base := ingest.peakMemory()
+	bytes := 0
 	during := s.rate(now, n, n, func(i int) []devenv.Message {
 		c := cases[i%len(cases)]
-		return []devenv.Message{{Topic: c.topic, Payload: []byte(c.make(i / len(cases)))}}
+		m := devenv.Message{Topic: c.topic, Payload: []byte(c.make(i / len(cases)))}
+		bytes += len(m.Topic) + len(m.Payload)
+		return []devenv.Message{m}
 	})
 	s.flood(flood)
+	after := s.rate(now, 2*n, n, func(int) []devenv.Message { return nil })
 	peak := ingest.peakMemory()
 	if err := ingest.ready(200); err != nil {
 		t.Error(err)
 	}
-	codes, rows := map[string]int{"too_large": flood}, map[string]int{"good": 2 * n, "hostile": 1}
+	codes, rows := map[string]int{"too_large": flood}, map[string]int{"good": 3 * n, "hostile": 1}
 	for _, c := range cases {
 		if c.code != "" {
 			codes[c.code] += rounds
@@ -138,8 +142,8 @@ func TestHostile(t *testing.T) {
 		t.Errorf("ingest took up to %d MiB, more than %d: what it took before and 32 windows", peak>>20, bound>>20)
 	}
 	figure(t, "hostile payloads: %d kinds, %d messages, each quarantined under its code or stored, a good reading after each stored; good readings a second: "+
-		"%.0f alone, %.0f among them; ingest took up to %d MiB before and %d MiB after, with a window of %d MiB and %d messages of 300 kB waiting",
-		len(cases), n, before, during, base>>20, peak>>20, window>>20, flood)
+		"%.0f before, %.0f among them, each beside one of %d kB on the average, %.0f after; ingest took up to %d MiB before and %d MiB after, with a window of %d MiB and %d messages of 300 kB waiting",
+		len(cases), n, before, during, bytes/n/1000, after, base>>20, peak>>20, window>>20, flood)
 }
 
 // flood sends messages that are too large while the quarantine cannot be written, and waits until they are in it.

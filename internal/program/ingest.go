@@ -144,7 +144,7 @@ func newPath(a *App, manager *partman.Manager) (*path, error) {
 	if err != nil {
 		return nil, &UsageError{err}
 	}
-	client, err := mqtt.New(s.mqtt(decoder.Filters()), func(d mqtt.Delivery) { pipeline.Receive(d.Message, d.Receipt) },
+	client, err := mqtt.New(s.mqtt(decoder.Filters()), store.NewSessions(a.pool), func(d mqtt.Delivery) { pipeline.Receive(d.Message, d.Receipt) },
 		a.Log.With(zap.String("part", "mqtt")), a.Registry)
 	if err != nil {
 		return nil, &UsageError{err}
@@ -285,6 +285,10 @@ func (p *path) checkMQTT(context.Context) []httpapi.Finding {
 				message += ": " + c.LastError
 			}
 			fs = append(fs, httpapi.Finding{Component: "mqtt", Failing: none, Message: message})
+		}
+		if h := c.Stalled; h != nil {
+			fs = append(fs, httpapi.Finding{Component: "mqtt", Message: fmt.Sprintf("%s: the message of topic %q received at %s holds up the acknowledgement of %d others",
+				c.ClientID, h.Topic, h.ReceivedAt.Format(time.RFC3339), h.Waiting)})
 		}
 		for _, w := range c.Warnings {
 			fs = append(fs, httpapi.Finding{Component: "mqtt", Message: c.ClientID + ": " + w})

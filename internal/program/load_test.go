@@ -19,7 +19,7 @@ func TestEveryKey(t *testing.T) {
 		"mqtt.brokers": "", "mqtt.client_id": "plenum-ingest", "mqtt.topics": "telemetry/{device_id},telemetry/{device_id}/{kind}",
 		"mqtt.share_group": "", "mqtt.connections": "1", "mqtt.qos": "1", "mqtt.username": "", "mqtt.password": "",
 		"mqtt.ca_file": "", "mqtt.cert_file": "", "mqtt.key_file": "",
-		"mqtt.keepalive": "30s", "mqtt.window_messages": "65536", "mqtt.window_bytes": "67108864",
+		"mqtt.keepalive": "30s", "mqtt.stall_after": "30s", "mqtt.window_messages": "65536", "mqtt.window_bytes": "67108864",
 		"payload.time": "/ts", "payload.metrics": "/metrics", "payload.device_id": "/device_id", "payload.kind": "/kind", "payload.seq": "/seq",
 		"payload.time_unit": "ms",
 		"ingest.batch_rows": "5000", "ingest.batch_bytes": "8388608", "ingest.linger": "20ms", "ingest.writers": "2",

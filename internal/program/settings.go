@@ -19,7 +19,7 @@ type Settings struct {
 		Connections, QoS            int
 		Username, Password          string
 		CAFile, CertFile, KeyFile   string
-		KeepAlive                   time.Duration
+		KeepAlive, StallAfter       time.Duration
 		WindowMessages, WindowBytes int
 	}
 	Payload struct{ Time, Metrics, DeviceID, Kind, Seq, TimeUnit string }
@@ -76,6 +76,7 @@ func (s *Settings) keys(listen string) []key {
 		text("mqtt.cert_file", &s.MQTT.CertFile, "", "PEM client certificate"),
 		text("mqtt.key_file", &s.MQTT.KeyFile, "", "PEM key of the client certificate"),
 		duration("mqtt.keepalive", &s.MQTT.KeepAlive, "30s", "MQTT keepalive"),
+		duration("mqtt.stall_after", &s.MQTT.StallAfter, "30s", "a message that holds up its connection's acknowledgements for longer is named"),
 		integer("mqtt.window_messages", &s.MQTT.WindowMessages, "65536", "messages that a connection may hold unacknowledged; more than the broker's in-flight window"),
 		integer("mqtt.window_bytes", &s.MQTT.WindowBytes, "67108864", "bytes that a connection may hold unacknowledged"),
 

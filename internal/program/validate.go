@@ -32,7 +32,7 @@ func (s Settings) mqtt(filters []string) mqtt.Config {
 	return mqtt.Config{
 		Brokers: m.Brokers, ClientID: m.ClientID, Filters: filters, ShareGroup: m.ShareGroup, Connections: m.Connections,
 		AtMostOnce: m.QoS == 0, Username: m.Username, Password: m.Password,
-		CAFile: m.CAFile, CertFile: m.CertFile, KeyFile: m.KeyFile, KeepAlive: m.KeepAlive,
+		CAFile: m.CAFile, CertFile: m.CertFile, KeyFile: m.KeyFile, KeepAlive: m.KeepAlive, StallAfter: m.StallAfter,
 		WindowMessages: m.WindowMessages, WindowBytes: m.WindowBytes,
 		MaxPacketBytes: max(mqtt.DefaultMaxPacketBytes, 2*s.Ingest.MaxPayloadBytes),
 	}
@@ -53,7 +53,7 @@ func (s Settings) ValidateIngest() error {
 	errs := []error{s.validateShared(), s.ingest().Validate(), s.telemetry().Validate()}
 	if d, err := telemetry.NewDecoder(s.telemetry()); err == nil {
 		filters = d.Filters()
-		_, mqttErr := mqtt.New(s.mqtt(filters), nil, zap.NewNop(), prometheus.NewRegistry()) // also reads the TLS files
+		_, mqttErr := mqtt.New(s.mqtt(filters), nil, nil, zap.NewNop(), prometheus.NewRegistry()) // also reads the TLS files
 		errs = append(errs, mqttErr)
 	}
 	if s.MQTT.QoS != 0 && s.MQTT.QoS != 1 {
@@ -61,6 +61,9 @@ func (s Settings) ValidateIngest() error {
 	}
 	if s.MQTT.KeepAlive == 0 {
 		errs = append(errs, errors.New("mqtt.keepalive: 0s is not above 0s"))
+	}
+	if s.MQTT.StallAfter == 0 {
+		errs = append(errs, errors.New("mqtt.stall_after: 0s is not above 0s"))
 	}
 	if s.MQTT.WindowMessages < 1 {
 		errs = append(errs, fmt.Errorf("mqtt.window_messages: %d is less than 1", s.MQTT.WindowMessages))

@@ -56,16 +56,10 @@ func newMetrics(reg prometheus.Registerer, received func() float64) metrics {
 			NativeHistogramMinResetDuration: time.Hour,
 		}),
 	}
-	for _, c := range codes {
+	for _, c := range telemetry.Codes() {
 		m.rejects.WithLabelValues(string(c))
 	}
 	return m
-}
-
-// codes are the values of the label of plenum_ingest_rejects_total.
-var codes = []telemetry.Code{
-	telemetry.TooLarge, telemetry.NotUTF8, telemetry.NotJSON, telemetry.MissingField, telemetry.BadType, telemetry.BadValue,
-	telemetry.BadTime, telemetry.DeviceMismatch, telemetry.TopicMismatch, telemetry.Conflict, telemetry.RejectedByDatabase,
 }
 
 // Totals is the accounting since the start of the process.

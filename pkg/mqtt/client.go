@@ -32,6 +32,7 @@ type ConnectionStatus struct {
 	Unacked   int       // messages read and not acknowledged; of ended connections, not yet stored
 	LastError string    // why it is not connected, or was not before
 	Warnings  []string  // of this connection: filters granted with a lower QoS
+	Stalled   *Stall    // the message that holds up acknowledgements for longer than Config.StallAfter; nil: none
 }
 
 // Client holds the configured connections. Its methods may be called from any goroutine.
@@ -39,6 +40,7 @@ type Client struct {
 	config      Config
 	brokers     []broker
 	dialer      dialer
+	sessions    Sessions
 	handler     Handler
 	log         *zap.Logger
 	metrics     *metrics
@@ -54,18 +56,34 @@ type Client struct {
 	closed  bool
 }
 
-// New checks the configuration, loads the TLS files and registers the metrics. It connects to nothing; Run does.
-func New(config Config, handler Handler, log *zap.Logger, reg prometheus.Registerer) (*Client, error) {
+// New checks the configuration, loads the TLS files and registers the metrics. It connects to nothing; Run does. Without
+// sessions, nil, filters that are no longer wanted stay subscribed to.
+func New(config Config, sessions Sessions, handler Handler, log *zap.Logger, reg prometheus.Registerer) (*Client, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
 	}
+	c, err := newClient(config, sessions, handler, log, reg)
+	if err != nil {
+		return nil, err
+	}
+	for n := range c.config.Connections {
+		c.connections = append(c.connections, newConnection(c, clientID(c.config.ClientID, n), c.config.filtersOf(n)))
+	}
+	return c, nil
+}
+
+// newClient makes a client without connections of a checked configuration.
+func newClient(config Config, sessions Sessions, handler Handler, log *zap.Logger, reg prometheus.Registerer) (*Client, error) {
 	config = config.withDefaults()
 	tlsConfig, err := loadTLS(config)
 	if err != nil {
 		return nil, err
 	}
+	if sessions == nil {
+		sessions = noSessions{}
+	}
 	c := &Client{
-		config: config, handler: handler, log: log,
+		config: config, sessions: sessions, handler: handler, log: log,
 		dialer: dialer{tls: tlsConfig, caFile: config.CAFile, timeout: config.DialTimeout},
 		paused: make(chan struct{}), stopping: make(chan struct{}), killed: make(chan struct{}), done: make(chan struct{}),
 	}
@@ -75,9 +93,6 @@ func New(config Config, handler Handler, log *zap.Logger, reg prometheus.Registe
 			return nil, fmt.Errorf("mqtt.brokers: %w", err)
 		}
 		c.brokers = append(c.brokers, b)
-	}
-	for n := range config.Connections {
-		c.connections = append(c.connections, newConnection(c, n))
 	}
 	if c.metrics, err = newMetrics(reg, c); err != nil {
 		return nil, err
@@ -111,7 +126,7 @@ func (c *Client) Run(ctx context.Context) error {
 		}
 	})
 	for _, conn := range c.connections {
-		wg.Go(func() { conn.run(ctx) })
+		wg.Go(func() { _ = conn.repeat(ctx, conn.receive) }) // it ends with ctx, or paused
 	}
 	wg.Wait()
 	return nil
@@ -183,4 +198,22 @@ func (c *Client) connected() int {
 		}
 	}
 	return n
+}
+
+func (c *Client) stalled() int {
+	n := 0
+	for _, conn := range c.connections {
+		if conn.stalled() != nil {
+			n++
+		}
+	}
+	return n
+}
+
+func (c *Client) oldestUnacked() time.Duration {
+	var oldest time.Duration
+	for _, conn := range c.connections {
+		oldest = max(oldest, conn.oldestUnacked())
+	}
+	return oldest
 }

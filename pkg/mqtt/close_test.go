@@ -88,7 +88,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	t.Parallel()
 	broker := devtest.Mosquitto(t)
 	var in inbox
-	client, err := mqtt.New(config(t, broker.URL()), in.handle, zap.NewNop(), prometheus.NewPedanticRegistry())
+	client, err := mqtt.New(config(t, broker.URL()), nil, in.handle, zap.NewNop(), prometheus.NewPedanticRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestRunEndsWithItsContext(t *testing.T) {
 
 func TestCloseBeforeRun(t *testing.T) {
 	t.Parallel()
-	client, err := mqtt.New(config(t, "tcp://127.0.0.1:1"), func(mqtt.Delivery) {}, zap.NewNop(), prometheus.NewPedanticRegistry())
+	client, err := mqtt.New(config(t, "tcp://127.0.0.1:1"), nil, func(mqtt.Delivery) {}, zap.NewNop(), prometheus.NewPedanticRegistry())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,11 +16,13 @@ const (
 	DefaultWindowMessages = 1 << 16
 	DefaultWindowBytes    = 64 << 20
 	DefaultMaxPacketBytes = 8 << 20
+	DefaultStallAfter     = 30 * time.Second
 )
 
 const (
 	maxStringBytes = 65535       // MQTT 1.5.3: a string's length is a 16-bit number
 	maxPacket      = 256<<20 - 1 // MQTT 2.2.3: the largest remaining length
+	minMaxPacket   = 256 << 10   // the longest topic and keptPayload, with room to spare
 	maxConnections = 1024
 )
 
@@ -49,7 +51,8 @@ type Config struct {
 
 	// KeepAlive is MQTT's, in whole seconds from 1 to 65535. Half of it is how long reading may stand still.
 	KeepAlive time.Duration
-	// DialTimeout bounds opening a connection, and then again waiting for CONNACK and for SUBACK.
+	// DialTimeout bounds opening a connection, and then again waiting for CONNACK, for SUBACK and for UNSUBACK, and each call
+	// of Sessions.
 	DialTimeout time.Duration
 	// MaxBackoff bounds the wait between two attempts to connect.
 	MaxBackoff time.Duration
@@ -58,10 +61,11 @@ type Config struct {
 	// reading stops until there is room; one packet always fits into an empty window. WindowMessages should be more than the
 	// broker keeps in flight (Mosquitto: max_inflight_messages), else the broker fills it and reading keeps stopping.
 	WindowMessages, WindowBytes int
-	// MaxPacketBytes is the largest packet read, fixed header included. A larger one ends the connection before memory is
-	// allocated for it, and the broker delivers it again at each reconnect: leave head-room over the largest payload
-	// that is to be quarantined, for one that is over this limit must be removed at the broker.
+	// MaxPacketBytes is the largest packet read, fixed header included, at least 256 KiB. Of a larger message only the first
+	// 64 KiB of the payload are delivered, with its Length; it counts as much in the window.
 	MaxPacketBytes int
+	// StallAfter is how long the oldest message of a connection may hold up its acknowledgements until it is named.
+	StallAfter time.Duration
 }
 
 func (c Config) withDefaults() Config {
@@ -82,6 +86,7 @@ func (c Config) withDefaults() Config {
 	orDuration(&c.KeepAlive, DefaultKeepAlive)
 	orDuration(&c.DialTimeout, DefaultDialTimeout)
 	orDuration(&c.MaxBackoff, DefaultMaxBackoff)
+	orDuration(&c.StallAfter, DefaultStallAfter)
 	return c
 }
 
@@ -90,7 +95,22 @@ func (c Config) Validate() error {
 	c = c.withDefaults()
 	var faults []error
 	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
+	longest := c.ClientID
+	if longest != "" {
+		longest = clientID(longest, max(c.Connections-1, 0))
+	}
+	if err := checkClientID(longest); err != nil {
+		fault("mqtt.client_id: %w", err)
+	}
+	c.validateFilters(fault)
+	return errors.Join(append(faults, c.validateConnection())...)
+}
 
+// validateConnection returns the faults of everything but the client id and the filters.
+func (c Config) validateConnection() error {
+	c = c.withDefaults()
+	var faults []error
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Errorf(format, args...)) }
 	if len(c.Brokers) == 0 {
 		fault("mqtt.brokers: none given; expected URLs such as tcp://localhost:1883")
 	}
@@ -100,21 +120,12 @@ func (c Config) Validate() error {
 		}
 	}
 	c.validateIdentity(fault)
-	c.validateFilters(fault)
 	c.validateLimits(fault)
 	return errors.Join(faults...)
 }
 
+// validateIdentity is about what a broker knows the client by, but for its id.
 func (c Config) validateIdentity(fault func(string, ...any)) {
-	longest := clientID(c.ClientID, max(c.Connections-1, 0))
-	switch {
-	case c.ClientID == "":
-		fault("mqtt.client_id: empty; a persistent session needs a stable one")
-	case len(longest) > maxStringBytes:
-		fault("mqtt.client_id: %d bytes with the connection's number; at most %d", len(longest), maxStringBytes)
-	case !validString(c.ClientID):
-		fault("mqtt.client_id %q: must be UTF-8 without NUL", c.ClientID)
-	}
 	for key, value := range map[string]string{"mqtt.username": c.Username, "mqtt.password": c.Password} {
 		if len(value) > maxStringBytes {
 			fault("%s: %d bytes; at most %d", key, len(value), maxStringBytes)
@@ -178,8 +189,11 @@ func (c Config) validateLimits(fault func(string, ...any)) {
 	if c.WindowBytes < 1 {
 		fault("mqtt.window_bytes: %d: must be at least 1", c.WindowBytes)
 	}
-	if c.MaxPacketBytes < 1024 || c.MaxPacketBytes > maxPacket {
-		fault("mqtt packet limit of %d bytes: must be 1024 to %d", c.MaxPacketBytes, maxPacket)
+	if c.MaxPacketBytes < minMaxPacket || c.MaxPacketBytes > maxPacket {
+		fault("mqtt packet limit of %d bytes: must be %d to %d", c.MaxPacketBytes, minMaxPacket, maxPacket)
+	}
+	if c.StallAfter < 0 {
+		fault("mqtt.stall_after: %s: must be positive", c.StallAfter)
 	}
 }
 
@@ -210,6 +224,19 @@ func (c Config) qos() byte {
 }
 
 func clientID(base string, n int) string { return fmt.Sprintf("%s-%d", base, n) }
+
+// checkClientID applies MQTT 3.1.3.1, and wants one that is not the broker's choice.
+func checkClientID(id string) error {
+	switch {
+	case id == "":
+		return errors.New("empty; a persistent session needs a stable one")
+	case len(id) > maxStringBytes:
+		return fmt.Errorf("%d bytes; at most %d", len(id), maxStringBytes)
+	case !validString(id):
+		return fmt.Errorf("%q: must be UTF-8 without NUL", id)
+	}
+	return nil
+}
 
 func validString(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 

@@ -36,7 +36,7 @@ func TestValidateNamesKeyAndValue(t *testing.T) {
 		"not a URL":           {func(c *mqtt.Config) { c.Brokers = []string{"tcp://u:secret@host:port"} }, `"tcp://xxxxx@host:port" is not a URL`},
 		"client id":           {func(c *mqtt.Config) { c.ClientID = "" }, "mqtt.client_id: empty"},
 		"long client id":      {func(c *mqtt.Config) { c.ClientID = strings.Repeat("x", 65534) }, "mqtt.client_id: 65536 bytes"},
-		"client id with NUL":  {func(c *mqtt.Config) { c.ClientID = "a\x00" }, `mqtt.client_id "a\x00"`},
+		"client id with NUL":  {func(c *mqtt.Config) { c.ClientID = "a\x00" }, `mqtt.client_id: "a\x00-0"`},
 		"no filters":          {func(c *mqtt.Config) { c.Filters = nil }, "mqtt.topics: none"},
 		"empty filter":        {func(c *mqtt.Config) { c.Filters = []string{""} }, `mqtt.topics "": empty`},
 		"wildcard in a level": {func(c *mqtt.Config) { c.Filters = []string{"a/b+"} }, `mqtt.topics "a/b+": a wildcard`},
@@ -50,6 +50,8 @@ func TestValidateNamesKeyAndValue(t *testing.T) {
 		"certificate alone":   {func(c *mqtt.Config) { c.CertFile = "c.crt" }, `mqtt.key_file: empty, with mqtt.cert_file "c.crt"`},
 		"key alone":           {func(c *mqtt.Config) { c.KeyFile = "c.key" }, `mqtt.cert_file: empty, with mqtt.key_file "c.key"`},
 		"keep-alive":          {func(c *mqtt.Config) { c.KeepAlive = 1500 * time.Millisecond }, "mqtt.keepalive: 1.5s"},
+		"stall after":         {func(c *mqtt.Config) { c.StallAfter = -time.Second }, "mqtt.stall_after: -1s"},
+		"small packet limit":  {func(c *mqtt.Config) { c.MaxPacketBytes = 128 << 10 }, "mqtt packet limit of 131072 bytes"},
 		"packet limit":        {func(c *mqtt.Config) { c.MaxPacketBytes = 1 << 28 }, "mqtt packet limit of 268435456 bytes"},
 	} {
 		c := valid()
@@ -89,7 +91,7 @@ func TestNewNamesFaultyTLSFiles(t *testing.T) {
 	} {
 		c := valid()
 		change(&c)
-		_, err := mqtt.New(c, func(mqtt.Delivery) {}, zap.NewNop(), prometheus.NewPedanticRegistry())
+		_, err := mqtt.New(c, nil, func(mqtt.Delivery) {}, zap.NewNop(), prometheus.NewPedanticRegistry())
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q", err, want)
 		}
@@ -99,7 +101,7 @@ func TestNewNamesFaultyTLSFiles(t *testing.T) {
 func TestMetricsAreWellNamed(t *testing.T) {
 	t.Parallel()
 	reg := prometheus.NewPedanticRegistry()
-	if _, err := mqtt.New(valid(), func(mqtt.Delivery) {}, zap.NewNop(), reg); err != nil {
+	if _, err := mqtt.New(valid(), nil, func(mqtt.Delivery) {}, zap.NewNop(), reg); err != nil {
 		t.Fatal(err)
 	}
 	families, err := reg.Gather()
@@ -113,7 +115,7 @@ func TestMetricsAreWellNamed(t *testing.T) {
 	for _, p := range problems {
 		t.Errorf("%s: %s", p.Metric, p.Text)
 	}
-	if _, err := mqtt.New(valid(), func(mqtt.Delivery) {}, zap.NewNop(), reg); err == nil {
+	if _, err := mqtt.New(valid(), nil, func(mqtt.Delivery) {}, zap.NewNop(), reg); err == nil {
 		t.Error("registered twice without an error")
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync/atomic"
 	"time"
 )
@@ -15,15 +16,18 @@ const (
 )
 
 // conn is the net.Conn that paho reads and writes. Towards paho it is a buffered stream; on the way it checks each packet's
-// announced length, admits PUBLISH packets only as the window has room, and coalesces writes (writer.go).
+// announced length (guard.go), cuts a PUBLISH that is too long (cut.go), admits PUBLISH packets only as the window has room,
+// and coalesces writes (writer.go).
 //
 // It is open, then finishing (nothing more is admitted or written, what is pending is flushed, the rest of the input is
 // discarded until the broker closes) or ended.
 type conn struct {
-	net.Conn           // as dialled
-	base      net.Conn // below TLS and websocket: closing it never blocks
-	maxPacket int
+	net.Conn                // as dialled
+	base      net.Conn      // below TLS and websocket: closing it never blocks
+	maxPacket int           // bytes of a packet
+	keep      int           // bytes of the payload of a PUBLISH that is longer
 	filters   int           // in the one SUBSCRIBE packet
+	keepAlive time.Duration // between two writes, at most
 	patience  time.Duration // how long the window may stay full
 	paused    <-chan struct{}
 	window    *window
@@ -35,8 +39,9 @@ type conn struct {
 	in        []byte
 	from, to  int           // what of in was read and not handed out
 	left      int           // bytes of the current packet not handed out
+	skip      int           // bytes of the current packet to discard; then its last byte is not in left
 	connacked bool          // the first packet was seen
-	packets   atomic.Uint64 // admitted
+	reads     atomic.Uint64 // of the socket, that brought something
 
 	writer
 }
@@ -50,7 +55,7 @@ func newConn(raw net.Conn) *conn {
 		}
 		base = under.NetConn()
 	}
-	return &conn{Conn: raw, base: base, in: make([]byte, readBufferBytes), writer: newWriter()}
+	return &conn{Conn: raw, base: base, keep: keptPayload, in: make([]byte, readBufferBytes), writer: newWriter()}
 }
 
 // Read hands out bytes of packets that were checked and admitted, and blocks while the window is full.
@@ -64,7 +69,7 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 	p = p[:min(len(p), c.left)]
 	if c.from == c.to && len(p) >= len(c.in) {
-		n, err := c.Conn.Read(p)
+		n, err := c.hear(p)
 		c.left -= n
 		if n == 0 && err != nil {
 			return 0, c.stopReading(err)
@@ -91,7 +96,7 @@ func (c *conn) fill() error {
 		c.from = 0
 	}
 	for {
-		n, err := c.Conn.Read(c.in[c.to:])
+		n, err := c.hear(c.in[c.to:])
 		c.to += n
 		if n > 0 {
 			return nil
@@ -100,6 +105,25 @@ func (c *conn) fill() error {
 			return err
 		}
 	}
+}
+
+// hear reads the socket, and gives up when nothing came for twice the keep-alive: by then a ping is without an answer. That
+// paho waits for PINGRESP itself would not do: it may stand behind a long message, or behind many that storing holds up.
+func (c *conn) hear(p []byte) (int, error) {
+	silence := 2 * c.keepAlive
+	if c.connacked {
+		if err := c.SetReadDeadline(time.Now().Add(silence)); err != nil {
+			return 0, err
+		}
+	}
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.reads.Add(1)
+	}
+	if c.connacked && errors.Is(err, os.ErrDeadlineExceeded) {
+		err = ended(reasonLost, "nothing heard from the broker for %s: %w", silence, err)
+	}
+	return n, err
 }
 
 // stopReading settles why reading ends. While finishing it first discards the input: closing a socket with unread input

@@ -26,47 +26,80 @@ type connection struct {
 
 	mu     sync.Mutex
 	status ConnectionStatus
+	queues []*ackQueue // of the last epoch, and before it of those that have messages that are not done
 }
 
-func newConnection(c *Client, n int) *connection {
-	id := clientID(c.config.ClientID, n)
+// newConnection makes a connection with filters in the form of SUBSCRIBE.
+func newConnection(c *Client, id string, filters []string) *connection {
 	return &connection{
-		client: c, id: id, filters: c.config.filtersOf(n),
+		client: c, id: id, filters: filters,
 		window: newWindow(c.config.WindowMessages, c.config.WindowBytes),
 		log:    c.log.With(zap.String("client_id", id)),
 		status: ConnectionStatus{ClientID: id, Since: time.Now().UTC()},
 	}
 }
 
-// run makes epochs until ctx ends or, after a pause, until the epoch that is up has ended. Brokers are tried in turn; after each
-// round of them without success it backs off.
-func (c *connection) run(ctx context.Context) {
+// repeat makes epochs until one has finished, which is no error, or ctx ends, or, after a pause, until the epoch that is up has
+// ended. Brokers are tried in turn; after each round of them without success it backs off.
+func (c *connection) repeat(ctx context.Context, epoch func(context.Context, broker) (established bool, err error)) error {
 	attempt, at := 0, 0
+	var last error
 	for {
 		if c.window.halfEmpty(ctx) != nil || c.client.isPaused() {
-			return
+			return stopped(ctx, last)
 		}
 		b := c.client.brokers[at%len(c.client.brokers)]
 		started := time.Now()
-		established, err := c.runEpoch(ctx, b)
+		established, err := epoch(ctx, b)
 		c.setDown(b, err)
-		if ctx.Err() != nil || c.client.isPaused() {
-			return
+		if errors.Is(err, errFinished) {
+			return nil
 		}
-		c.client.metrics.reconnects.WithLabelValues(string(reasonOf(err, reasonLost))).Inc()
-		if !established {
+		if ctx.Err() != nil || c.client.isPaused() {
+			return stopped(ctx, last)
+		}
+		last = err
+		why := reasonOf(err, reasonLost)
+		c.client.metrics.reconnects.WithLabelValues(string(why)).Inc()
+		if !established && why != reasonSession { // which is not the broker's fault
 			at++
 		}
 		if time.Since(started) > stableAfter && established {
 			attempt = 0
 		}
-		if established || at%len(c.client.brokers) == 0 {
+		if established || why == reasonSession || at%len(c.client.brokers) == 0 {
 			if !sleep(ctx, backoff(attempt, c.client.config.MaxBackoff)) {
-				return
+				return stopped(ctx, last)
 			}
 			attempt++
 		}
 	}
+}
+
+// stopped is why epochs are no longer repeated, with what ended the last one.
+func stopped(ctx context.Context, last error) error {
+	why := errStopped
+	if ctx.Err() != nil {
+		why = context.Cause(ctx)
+	}
+	return errors.Join(why, last)
+}
+
+// receive is an epoch that receives what the filters match, until it ends.
+func (c *connection) receive(ctx context.Context, b broker) (established bool, err error) {
+	kept, err := c.recall(ctx)
+	if err != nil {
+		return false, err
+	}
+	err = c.runEpoch(ctx, b, false, func(ctx context.Context, e *epoch, sessionPresent bool) error {
+		warnings, err := e.arrange(ctx, kept, sessionPresent)
+		if err == nil {
+			c.setUp(b, warnings, sessionPresent)
+			established = true
+		}
+		return err
+	})
+	return established, err
 }
 
 // backoff is full jitter: a uniform share of a bound that doubles with each attempt, up to limit.
@@ -97,11 +130,13 @@ func (c *Client) isPaused() bool {
 }
 
 func (c *connection) current() ConnectionStatus {
+	stalled := c.stalled()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	status := c.status
 	status.Warnings = append([]string(nil), status.Warnings...)
 	status.Unacked = c.window.used()
+	status.Stalled = stalled
 	return status
 }
 
@@ -126,7 +161,7 @@ func (c *connection) setDown(b broker, err error) {
 	if was.Connected {
 		c.status.Since = time.Now().UTC()
 	}
-	if errors.Is(err, errStopped) {
+	if errors.Is(err, errStopped) || errors.Is(err, errFinished) {
 		c.log.Info("disconnected from MQTT broker", zap.String("broker", b.name))
 		return
 	}

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/url"
-	"strings"
 	"time"
 
 	paho "github.com/eclipse/paho.mqtt.golang"
 	"github.com/eclipse/paho.mqtt.golang/packets"
+	"go.uber.org/zap"
 
 	"plenum/pkg/telemetry"
 )
@@ -21,9 +22,11 @@ const subscribeRefused = 0x80
 // epoch is one network connection: one paho client, one conn, one queue.
 type epoch struct {
 	*connection
-	broker broker
-	client paho.Client
-	lost   chan error // paho's reason, once, after its goroutines have stopped
+	broker  broker
+	clean   bool // asks for a clean session, which ends the one before (MQTT-3.1.2-6)
+	client  paho.Client
+	lost    chan error    // paho's reason, once, after its goroutines have stopped
+	watched chan struct{} // closed when stalls are no longer watched for
 
 	// Set by open, which paho calls while it connects.
 	dialErr error
@@ -32,27 +35,27 @@ type epoch struct {
 	settle  func() bool // to be called once connected: ctx ends no connection any more
 }
 
-// runEpoch connects, subscribes, and waits until the connection is lost or ctx ends. established says that every filter was granted.
-func (c *connection) runEpoch(ctx context.Context, b broker) (established bool, err error) {
-	e := &epoch{connection: c, broker: b, lost: make(chan error, 1)}
-	present, err := e.connect(ctx)
+// runEpoch connects, does work, and waits until the connection is lost or ctx ends. An error of work ends it in good order;
+// errFinished then means that it was there until then. The error is never nil.
+func (c *connection) runEpoch(ctx context.Context, b broker, clean bool, work func(ctx context.Context, e *epoch, sessionPresent bool) error) error {
+	e := &epoch{connection: c, broker: b, clean: clean, lost: make(chan error, 1), watched: make(chan struct{})}
+	sessionPresent, err := e.connect(ctx)
 	if err == nil {
-		var warnings []string
-		if warnings, err = e.subscribe(ctx); err == nil {
-			c.setUp(b, warnings, present)
-			established = true
-		}
-		err = e.wait(ctx, err)
+		err = e.wait(ctx, work(ctx, e, sessionPresent))
 	}
 	if e.conn != nil {
 		e.queue.end()
 		e.conn.end(err)
 		<-e.conn.flushed
+		<-e.watched
 	}
-	if ctx.Err() != nil {
-		return established, errStopped
+	switch {
+	case errors.Is(err, errFinished):
+		return err
+	case ctx.Err() != nil:
+		return errStopped
 	}
-	return established, fmt.Errorf("broker %q: %w", b.name, err)
+	return fmt.Errorf("broker %q: %w", b.name, err)
 }
 
 // connect dials and waits for CONNACK. After an error paho holds nothing.
@@ -91,7 +94,7 @@ func (e *epoch) options(ctx context.Context) *paho.ClientOptions {
 		o.SetUsername(e.broker.username)
 		o.SetPassword(e.broker.password)
 	}
-	o.SetCleanSession(false)
+	o.SetCleanSession(e.clean)
 	o.SetAutoReconnect(false)
 	o.SetConnectRetry(false)
 	o.SetOrderMatters(true)
@@ -102,7 +105,7 @@ func (e *epoch) options(ctx context.Context) *paho.ClientOptions {
 	o.SetConnectTimeout(2 * config.DialTimeout) // from before the dial, which takes at most half of it, to CONNACK
 	o.SetWriteTimeout(subscribeSendTimeout)
 	o.SetKeepAlive(config.KeepAlive)
-	o.SetPingTimeout(config.KeepAlive) // longer than the reader may stand still with the answer behind it
+	o.SetPingTimeout(math.MaxInt64) // conn.hear finds a broker that is gone
 	o.SetCustomOpenConnectionFn(func(*url.URL, paho.ClientOptions) (net.Conn, error) { return e.open(ctx) })
 	return o
 }
@@ -120,6 +123,7 @@ func (e *epoch) open(ctx context.Context) (net.Conn, error) {
 	c := newConn(raw)
 	c.maxPacket = root.config.MaxPacketBytes
 	c.filters = len(e.filters)
+	c.keepAlive = root.config.KeepAlive
 	c.patience = root.config.KeepAlive / 2
 	c.paused = root.paused
 	c.window = e.window
@@ -127,7 +131,12 @@ func (e *epoch) open(ctx context.Context) (net.Conn, error) {
 	e.queue = newAckQueue(e.window, c, func(delay time.Duration) { root.metrics.ackDelay.Observe(delay.Seconds()) })
 	c.queue = e.queue
 	e.conn = c
+	e.track(e.queue)
 	go c.flush()
+	go func() {
+		defer close(e.watched)
+		watchStalls(e.queue, root.config.StallAfter, e.log.With(zap.String("broker", e.broker.name)), c.ended)
+	}()
 	e.settle = context.AfterFunc(ctx, func() { c.end(errStopped) })
 	return c, nil
 }
@@ -139,70 +148,17 @@ func (e *epoch) deliver(_ paho.Client, m paho.Message) {
 		size += 2
 	}
 	now := time.Now().UTC()
-	receipt := e.queue.push(m.MessageID(), m.Qos(), size, now)
+	receipt, published := e.queue.push(m.MessageID(), m.Qos(), m.Topic(), size, now)
 	if receipt == nil {
 		return
 	}
 	e.connection.client.metrics.received.Inc()
 	e.connection.client.handler(Delivery{
-		Message: telemetry.Message{Topic: m.Topic(), Payload: m.Payload(), QoS: m.Qos(), Retained: m.Retained(), ReceivedAt: now},
+		Message: telemetry.Message{
+			Topic: m.Topic(), Payload: m.Payload(), QoS: m.Qos(), Retained: m.Retained(), ReceivedAt: now, Length: published,
+		},
 		Receipt: receipt,
 	})
-}
-
-// subscribe asks for all filters and returns a warning for each granted with a lower QoS.
-func (e *epoch) subscribe(ctx context.Context) (warnings []string, err error) {
-	config := e.connection.client.config
-	qos := config.qos()
-	asked := make(map[string]byte, len(e.filters))
-	for _, filter := range e.filters {
-		asked[filter] = qos
-	}
-	token := e.client.SubscribeMultiple(asked, nil).(*paho.SubscribeToken)
-	if err := e.awaitSuback(ctx, token.Done(), config.DialTimeout); err != nil {
-		return nil, err
-	}
-	if err := token.Error(); err != nil {
-		return nil, ended(reasonLost, "subscribe: %w", err)
-	}
-	granted := token.Result()
-	var refused []string
-	for _, filter := range e.filters {
-		switch code := granted[filter]; {
-		case code >= subscribeRefused:
-			refused = append(refused, fmt.Sprintf("%q", filter))
-		case code < qos:
-			warnings = append(warnings, fmt.Sprintf("filter %q: QoS %d asked for, %d granted", filter, qos, code))
-		}
-	}
-	if refused != nil {
-		return nil, ended(reasonSubscribe, "subscription refused (SUBACK 0x80): %s", strings.Join(refused, ", "))
-	}
-	return warnings, nil
-}
-
-// awaitSuback gives up when nothing at all was read for the timeout: in a resumed session SUBACK may stand behind any number of
-// messages, and these wait for room in the window, which has its own limit.
-func (e *epoch) awaitSuback(ctx context.Context, done <-chan struct{}, timeout time.Duration) error {
-	tick := time.NewTicker(timeout)
-	defer tick.Stop()
-	read := e.conn.packets.Load()
-	for {
-		select {
-		case <-done:
-			return nil
-		case <-e.conn.halt:
-			return e.conn.cause()
-		case <-ctx.Done():
-			return errStopped
-		case <-tick.C:
-			now := e.conn.packets.Load()
-			if now == read && !e.window.awaited() {
-				return ended(reasonSubscribe, "no SUBACK within %s", timeout)
-			}
-			read = now
-		}
-	}
 }
 
 // wait returns why the epoch ended, after paho's goroutines have stopped. With err it is finished at once, for that reason.

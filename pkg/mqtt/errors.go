@@ -11,13 +11,14 @@ type reason string
 const (
 	reasonDial      reason = "dial"      // no network connection, or no CONNACK
 	reasonRefused   reason = "refused"   // CONNACK said no
-	reasonSubscribe reason = "subscribe" // a filter was refused, or SUBACK did not come
+	reasonSubscribe reason = "subscribe" // a filter was refused, or SUBACK or UNSUBACK did not come
 	reasonLost      reason = "lost"      // closed by the broker, network fault, no answer to a ping
 	reasonWindow    reason = "window"    // the window stayed full for half the keep-alive
-	reasonProtocol  reason = "protocol"  // a packet over the limit, or one that MQTT does not allow here
+	reasonProtocol  reason = "protocol"  // a packet that MQTT does not allow here, or one over the limit that is no message
+	reasonSession   reason = "session"   // the filters of the session could not be read or kept
 )
 
-var reasons = []reason{reasonDial, reasonRefused, reasonSubscribe, reasonLost, reasonWindow, reasonProtocol}
+var reasons = []reason{reasonDial, reasonRefused, reasonSubscribe, reasonLost, reasonWindow, reasonProtocol, reasonSession}
 
 // endError is an error with the reason that it counts as.
 type endError struct {
@@ -43,6 +44,9 @@ func reasonOf(err error, otherwise reason) reason {
 
 // errStopped ends a connection because the client is closed or its context has ended.
 var errStopped = errors.New("client stopped")
+
+// errFinished ends a connection that has done what it was made for.
+var errFinished = errors.New("finished")
 
 // refusal says what CONNACK's return code means (MQTT table 3.1).
 func refusal(code byte) error {

@@ -11,10 +11,12 @@ const (
 	typePublish    = 3
 	typePubrel     = 6
 	typeSuback     = 9
+	typeUnsuback   = 11
 	typePingresp   = 13
 	longestHeader  = 5 // a fixed header: type and flags, up to four bytes of length
 	connackPacket  = 4 // bytes of a CONNACK
 	subackOverhead = 2 // bytes of a SUBACK's body before its return codes
+	unsubackBody   = 2 // bytes of an UNSUBACK's body
 )
 
 // errHalted says that the connection is finishing or has ended, so that nothing more is handed out.
@@ -25,6 +27,7 @@ type header struct {
 	kind, flags     byte
 	bytes           int // of the header itself
 	remainingLength int
+	published       int // bytes of the payload of a PUBLISH that was cut; 0: it is whole
 }
 
 // parseHeader reads the fixed header at the start of in; complete is false when bytes of it are missing.
@@ -45,6 +48,9 @@ func parseHeader(in []byte) (h header, complete bool, err error) {
 // nextPacket reads a packet's fixed header, judges it, and admits the packet: paho gets to see the header, and
 // allocates what it announces, only after that.
 func (c *conn) nextPacket() error {
+	if c.skip > 0 {
+		return c.discard()
+	}
 	var h header
 	for {
 		var complete bool
@@ -64,19 +70,23 @@ func (c *conn) nextPacket() error {
 		return errHalted
 	default:
 	}
+	if h.bytes+h.remainingLength > c.maxPacket {
+		var err error
+		if h, err = c.cut(h); err != nil {
+			return err
+		}
+	}
 	if err := c.judge(h); err != nil {
 		return err
 	}
 	c.left = h.bytes + h.remainingLength
-	c.packets.Add(1)
+	if h.published > 0 {
+		c.left-- // the last byte follows after discard
+	}
 	return nil
 }
 
 func (c *conn) judge(h header) error {
-	if size := h.bytes + h.remainingLength; size > c.maxPacket {
-		return ended(reasonProtocol, "packet of %d bytes refused: over the limit of %d; if it is a message of this session, it must be removed at the broker",
-			size, c.maxPacket)
-	}
 	if !c.connacked {
 		return c.judgeConnack(h)
 	}
@@ -85,11 +95,16 @@ func (c *conn) judge(h header) error {
 		if h.flags>>1&3 == 3 {
 			return ended(reasonProtocol, "PUBLISH with QoS 3 (MQTT-3.3.1-4)")
 		}
-		return c.admit(h.remainingLength)
+		return c.admit(h)
 	case typeSuback:
 		// paho indexes its filters by the return codes' positions.
 		if codes := h.remainingLength - subackOverhead; codes != c.filters {
 			return ended(reasonProtocol, "SUBACK with %d return codes for %d filters (MQTT-3.8.4-5)", codes, c.filters)
+		}
+		return nil
+	case typeUnsuback:
+		if h.remainingLength != unsubackBody {
+			return ended(reasonProtocol, "UNSUBACK of %d bytes (MQTT 3.11)", h.remainingLength)
 		}
 		return nil
 	case typePubrel, typePingresp:
@@ -115,21 +130,21 @@ func (c *conn) judgeConnack(h header) error {
 	return nil
 }
 
-// admit waits until the window has room for a PUBLISH packet of size bytes after its fixed header. If that takes longer than
-// patience the connection is finished: the broker's keep-alive and ours hear nothing meanwhile.
-func (c *conn) admit(size int) error {
+// admit waits until the window has room for a PUBLISH packet, in bytes after its fixed header. If that takes longer than
+// patience the connection is finished: the broker is not heard meanwhile.
+func (c *conn) admit(h header) error {
 	select {
 	case <-c.paused:
 		<-c.halt
 		return errHalted
 	default:
 	}
-	if !c.window.reserve(size) {
-		if err := c.await(size); err != nil {
+	if !c.window.reserve(h.remainingLength) {
+		if err := c.await(h.remainingLength); err != nil {
 			return err
 		}
 	}
-	c.queue.expect(size)
+	c.queue.expect(h.remainingLength, h.published)
 	return nil
 }
 

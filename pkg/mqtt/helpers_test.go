@@ -47,12 +47,17 @@ func start(tb testing.TB, c mqtt.Config, handler mqtt.Handler) *running {
 	return r
 }
 
-// launch runs a client, and waits for nothing.
+// launch runs a client that remembers no sessions, and waits for nothing.
 func launch(tb testing.TB, c mqtt.Config, handler mqtt.Handler) *running {
+	tb.Helper()
+	return launchWith(tb, c, nil, handler)
+}
+
+func launchWith(tb testing.TB, c mqtt.Config, sessions mqtt.Sessions, handler mqtt.Handler) *running {
 	tb.Helper()
 	core, logs := observer.New(zapcore.DebugLevel)
 	reg := prometheus.NewPedanticRegistry()
-	client, err := mqtt.New(c, handler, zap.New(core), reg)
+	client, err := mqtt.New(c, sessions, handler, zap.New(core), reg)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -49,8 +49,17 @@ func newMetrics(reg prometheus.Registerer, c *Client) (*metrics, error) {
 		Help: "MQTT messages read and not acknowledged; of ended connections, those not yet stored.",
 	}, func() float64 { return float64(c.Unacked()) })
 
+	stalled := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "plenum_mqtt_stalled_connections",
+		Help: "MQTT connections whose oldest message has held up acknowledgements for longer than mqtt.stall_after.",
+	}, func() float64 { return float64(c.stalled()) })
+	oldest := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "plenum_ingest_oldest_unacked_seconds",
+		Help: "Age of the oldest MQTT message that is not acknowledged or, of ended connections, not yet stored; 0 if there is none.",
+	}, func() float64 { return c.oldestUnacked().Seconds() })
+
 	var faults []error
-	for _, collector := range []prometheus.Collector{m.received, m.stalled, m.ackDelay, m.reconnects, connected, unacked} {
+	for _, collector := range []prometheus.Collector{m.received, m.stalled, m.ackDelay, m.reconnects, connected, unacked, stalled, oldest} {
 		if err := reg.Register(collector); err != nil {
 			faults = append(faults, fmt.Errorf("register MQTT metrics: %w", err))
 		}

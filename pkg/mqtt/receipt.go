@@ -15,6 +15,7 @@ const (
 // Receipt is the handle by which a delivered message is acknowledged.
 type Receipt struct {
 	queue *ackQueue
+	topic string        // until it is acknowledged
 	at    time.Duration // of receipt, since queue.start
 	size  int32         // in the window
 	id    uint16        // packet identifier
@@ -51,10 +52,20 @@ type ackQueue struct {
 	mu           sync.Mutex
 	head, tail   *receiptBlock
 	first, next  int // index in head of the oldest receipt, in tail of the one to come
-	expected     int // admitted by the reader and not pushed yet, in messages
-	expectedSize int // and in bytes
+	admitted     int // messages, by the reader
+	pushed       int // messages, of them
+	acknowledged int // messages, of them
+	expectedSize int // bytes that were admitted and are not pushed yet
+	cuts         []cutMessage
 	ended        bool
+	left         []*Receipt // after the end: what was not done, in order; its head is not done
 	scratch      []byte
+}
+
+// cutMessage is one that was admitted, and not pushed yet, with only the beginning of its payload.
+type cutMessage struct {
+	nth       int // of the admitted
+	published int // bytes of its payload
 }
 
 func newAckQueue(w *window, out acknowledger, observe func(time.Duration)) *ackQueue {
@@ -62,37 +73,45 @@ func newAckQueue(w *window, out acknowledger, observe func(time.Duration)) *ackQ
 	return &ackQueue{start: time.Now(), window: w, out: out, observe: observe, head: block, tail: block}
 }
 
-// expect notes a message whose room was reserved and which push will bring, unless the epoch ends first.
-func (q *ackQueue) expect(size int) {
+// expect notes a message whose room was reserved and which push will bring, in order, unless the epoch ends first. published
+// is the length of its payload if it was cut, else 0: paho has no place to carry it.
+func (q *ackQueue) expect(size, published int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.expected++
+	q.admitted++
 	q.expectedSize += size
+	if published > 0 {
+		q.cuts = append(q.cuts, cutMessage{nth: q.admitted, published: published})
+	}
 }
 
-// push appends a message; nil after the end.
-func (q *ackQueue) push(id uint16, qos byte, size int, at time.Time) *Receipt {
+// push appends a message, and returns what expect was told of its payload's length; nil after the end.
+func (q *ackQueue) push(id uint16, qos byte, topic string, size int, at time.Time) (r *Receipt, published int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if q.ended {
-		return nil
+		return nil, 0
 	}
 	if q.next == receiptsPerBlock {
 		q.tail.next = new(receiptBlock)
 		q.tail, q.next = q.tail.next, 0
 	}
-	r := &q.tail.receipts[q.next]
+	r = &q.tail.receipts[q.next]
 	q.next++
-	q.expected--
+	q.pushed++
 	q.expectedSize -= size
-	*r = Receipt{queue: q, at: at.Sub(q.start), size: int32(size), id: id}
+	if len(q.cuts) > 0 && q.cuts[0].nth == q.pushed {
+		published = q.cuts[0].published
+		q.cuts = q.cuts[1:]
+	}
+	*r = Receipt{queue: q, topic: topic, at: at.Sub(q.start), size: int32(size), id: id}
 	switch qos {
 	case 1:
 		r.kind = packetPuback
 	case 2:
 		r.kind = packetPubrec
 	}
-	return r
+	return r, published
 }
 
 // oldest is the receipt at the head, nil if there is none. The caller holds mu.
@@ -117,6 +136,9 @@ func (q *ackQueue) done(r *Receipt) {
 	}
 	r.done = true
 	if q.ended {
+		for len(q.left) > 0 && q.left[0].done {
+			q.left = q.left[1:]
+		}
 		q.mu.Unlock()
 		q.window.release(1, int(r.size))
 		return
@@ -129,8 +151,10 @@ func (q *ackQueue) done(r *Receipt) {
 		}
 		messages++
 		bytes += int(r.size)
+		r.topic = "" // its block may live as long as the last of its receipts
 		q.first++
 	}
+	q.acknowledged += messages
 	q.scratch = packets
 	// Under mu, for the order. One observation a write: a clock and a histogram per message would cost as much as the queue.
 	if len(packets) > 0 && q.out.acknowledge(packets) {
@@ -151,15 +175,22 @@ func (q *ackQueue) end() {
 		return
 	}
 	q.ended = true
-	messages, bytes := q.expected, q.expectedSize
+	messages, bytes := q.admitted-q.pushed, q.expectedSize
 	for r := q.oldest(); r != nil; r = q.oldest() {
 		if r.done {
 			messages++
 			bytes += int(r.size)
+		} else {
+			q.left = append(q.left, r)
 		}
 		q.first++
 	}
-	q.head, q.tail, q.scratch = nil, nil, nil
+	for block := q.head; block != nil; { // what is left keeps its own block only
+		next := block.next
+		block.next = nil
+		block = next
+	}
+	q.head, q.tail, q.cuts, q.scratch = nil, nil, nil, nil
 	q.mu.Unlock()
 	q.window.release(messages, bytes)
 }

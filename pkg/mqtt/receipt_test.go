@@ -35,9 +35,10 @@ func TestAckQueueAcknowledgesTheDonePrefix(t *testing.T) {
 				ended = true
 			case action < 10 && !ended:
 				w.reserve(10)
-				q.expect(10)
+				q.expect(10, 0)
 				level := rapid.SampledFrom([]byte{0, 1, 1, 1, 2}).Draw(t, "qos")
-				receipts = append(receipts, q.push(uint16(len(receipts)+1), level, 10, time.Now()))
+				r, _ := q.push(uint16(len(receipts)+1), level, "", 10, time.Now())
+				receipts = append(receipts, r)
 				qos = append(qos, level)
 			case len(receipts) > 0:
 				i := rapid.IntRange(max(0, len(receipts)-40), len(receipts)-1).Draw(t, "done")
@@ -80,12 +81,12 @@ func TestAckQueueEndReleasesWhatWillNotCome(t *testing.T) {
 	q := newAckQueue(w, new(acknowledged), func(time.Duration) {})
 	for range 3 {
 		w.reserve(7)
-		q.expect(7)
+		q.expect(7, 0)
 	}
-	r := q.push(1, 1, 7, time.Now())
+	r, _ := q.push(1, 1, "", 7, time.Now())
 	q.end()
 	q.end()
-	if q.push(2, 1, 7, time.Now()) != nil {
+	if late, _ := q.push(2, 1, "", 7, time.Now()); late != nil {
 		t.Error("took a message after the end")
 	}
 	if w.used() != 1 || w.bytes != 7 {

@@ -1,13 +1,16 @@
 package mqtt_test
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"plenum/internal/devenv/devtest"
 	"plenum/pkg/mqtt"
@@ -225,5 +228,40 @@ func TestConnectionsDivideFilters(t *testing.T) {
 	}
 	if got := r.metric(t, "plenum_mqtt_connected"); got != 2 {
 		t.Errorf("plenum_mqtt_connected is %v, want 2", got)
+	}
+}
+
+func TestStalledConnectionShows(t *testing.T) {
+	t.Parallel()
+	broker := devtest.Mosquitto(t)
+	c := config(t, broker.URL())
+	c.StallAfter = 50 * time.Millisecond
+	var in inbox
+	r := start(t, c, in.handle)
+	publish(t, broker.URL(), "telemetry/a", 1, numbered(3)...)
+	got := in.await(t, 3)
+	got[1].Receipt.Done()
+	devtest.Eventually(t, func() error {
+		if r.metric(t, "plenum_mqtt_stalled_connections") != 1 || r.logs.FilterMessageSnippet("holds up").Len() == 0 {
+			return errors.New("not stalled")
+		}
+		return nil
+	})
+	want := &mqtt.Stall{Topic: "telemetry/a", ReceivedAt: got[0].ReceivedAt, Waiting: 2}
+	if diff := cmp.Diff(want, r.Status()[0].Stalled, cmpopts.EquateApproxTime(time.Microsecond)); diff != "" {
+		t.Errorf("stalled (-want +got):\n%s", diff)
+	}
+	if age := r.metric(t, "plenum_ingest_oldest_unacked_seconds"); age < 0.05 {
+		t.Errorf("the oldest message is %v s old", age)
+	}
+	got[0].Receipt.Done()
+	got[2].Receipt.Done()
+	for _, name := range []string{"plenum_mqtt_stalled_connections", "plenum_ingest_oldest_unacked_seconds"} {
+		if v := r.metric(t, name); v != 0 {
+			t.Errorf("%s is %v after all are done", name, v)
+		}
+	}
+	if s := r.Status()[0].Stalled; s != nil {
+		t.Errorf("stalled: %+v", s)
 	}
 }

@@ -22,6 +22,11 @@ type tap struct {
 	published []uint16 // packet identifiers of QoS 1 messages, as the broker sent them
 	acked     []uint16 // packet identifiers of PUBACKs, as the client sent them
 	last      string   // the client's last packet
+	kinds     []string // of the client's packets, but for PUBACKs and pings
+	accepted  int      // connections
+	// cutAt ends a connection where it is true, before the packet passes or, with after, once it has.
+	cutAt func(kind string) (cut, after bool)
+	mute  string // packets of this kind do not pass
 }
 
 func newTap(tb testing.TB, broker string) *tap {
@@ -61,25 +66,58 @@ func (p *tap) accept() {
 		}
 		p.mu.Lock()
 		p.conns = append(p.conns, client, broker)
+		p.accepted++
 		p.mu.Unlock()
-		p.wg.Go(func() { forward(client, broker, p.fromClient) })
-		p.wg.Go(func() { forward(broker, client, p.fromBroker) })
+		p.wg.Go(func() { p.forward(client, broker, p.fromClient) })
+		p.wg.Go(func() { p.forward(broker, client, p.fromBroker) })
 	}
 }
 
 // forward copies packets until either side ends, then ends both.
-func forward(from, to net.Conn, record func(packets.ControlPacket)) {
+func (p *tap) forward(from, to net.Conn, record func(packets.ControlPacket)) {
 	for {
 		packet, err := packets.ReadPacket(from)
 		if err != nil {
 			break
 		}
 		record(packet)
-		if packet.Write(to) != nil {
+		if p.muted(packet) {
+			continue
+		}
+		cut, after := p.cuts(packet)
+		if cut && !after || packet.Write(to) != nil || cut {
 			break
 		}
 	}
 	_ = errors.Join(from.Close(), to.Close())
+}
+
+// kind is a packet's name, such as SUBSCRIBE.
+func kind(packet packets.ControlPacket) string {
+	name, _, _ := strings.Cut(packet.String(), ":")
+	return name
+}
+
+func (p *tap) muted(packet packets.ControlPacket) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mute != "" && p.mute == kind(packet)
+}
+
+func (p *tap) cuts(packet packets.ControlPacket) (cut, after bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cutAt == nil {
+		return false, false
+	}
+	return p.cutAt(kind(packet))
+}
+
+// sent is the kinds of the packets that clients sent, in order, but for PUBACKs and pings.
+func (p *tap) sent() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return append([]string(nil), p.kinds...)
 }
 
 func (p *tap) fromClient(packet packets.ControlPacket) {
@@ -88,6 +126,8 @@ func (p *tap) fromClient(packet packets.ControlPacket) {
 	p.last = packet.String()
 	if ack, ok := packet.(*packets.PubackPacket); ok {
 		p.acked = append(p.acked, ack.MessageID)
+	} else if name := kind(packet); name != "PINGREQ" {
+		p.kinds = append(p.kinds, name)
 	}
 }
 
@@ -107,6 +147,13 @@ func (p *tap) cut() {
 		_ = conn.Close()
 	}
 	p.conns = nil
+}
+
+// connections is how many were made.
+func (p *tap) connections() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.accepted
 }
 
 func (p *tap) seen() (published, acked []uint16, last string) {

@@ -8,6 +8,7 @@ import (
 )
 
 const (
+	packetPingreq    = 0xc0
 	packetDisconnect = 0xe0
 	// maxPending bounds what waits for the broker to read: acknowledgements of four bytes, and paho's small packets.
 	maxPending = 1 << 20
@@ -111,17 +112,24 @@ func (c *conn) append(p []byte) bool {
 	return true
 }
 
-// flush writes what is pending until the connection has ended.
+// flush writes what is pending until the connection has ended. When nothing was written for the keep-alive it sends PINGREQ:
+// paho sends none while it waits for a PINGRESP, however far behind that stands, and the broker would end the connection
+// (MQTT-3.1.2-24).
 func (c *conn) flush() {
 	defer close(c.flushed)
 	delay := time.NewTimer(0)
 	defer delay.Stop()
+	idle := time.NewTimer(c.keepAlive)
+	defer idle.Stop()
 	for {
 		select {
 		case <-c.wake:
+		case <-idle.C:
+			_, _ = c.Write([]byte{packetPingreq, 0}) // an error is that of an end already under way
 		case <-c.ended:
 			return
 		}
+		idle.Reset(c.keepAlive)
 		delay.Reset(flushDelay)
 		select {
 		case <-delay.C:

@@ -61,7 +61,11 @@ func lockName(ctx context.Context, conn *pgx.Conn, name string) error {
 			return nil
 		}
 		if time.Now().After(end) {
-			return &HeldError{name, holder(ctx, conn, name)}
+			who, err := holder(ctx, conn, name)
+			if who == "" {
+				who = "unknown, it has just gone"
+			}
+			return errors.Join(&HeldError{name, who}, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -71,17 +75,24 @@ func lockName(ctx context.Context, conn *pgx.Conn, name string) error {
 	}
 }
 
-func holder(ctx context.Context, conn *pgx.Conn, name string) string {
+// holder returns who holds the name's lock, or nothing.
+func holder(ctx context.Context, db interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}, name string,
+) (who string, err error) {
 	const q = `select format('%s, address %s, backend pid %s, connected since %s', a.application_name,
 			coalesce(host(a.client_addr), 'local'), a.pid, coalesce(to_char(a.backend_start, 'YYYY-MM-DD HH24:MI:SS "UTC"'), 'unknown'))
 		from pg_locks l join pg_stat_activity a using (pid), (select ` + nameKey + ` as key) k
 		where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.database = (select oid from pg_database where datname = current_database())
 			and l.classid::bigint = (k.key >> 32) & 4294967295 and l.objid::bigint = k.key & 4294967295`
-	var who string
-	if err := conn.QueryRow(ctx, q, name).Scan(&who); err != nil {
-		return "unknown, it has just gone"
+	err = db.QueryRow(ctx, q, name).Scan(&who)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
 	}
-	return who
+	if err != nil {
+		err = fmt.Errorf("ask who holds %q: %w", name, err)
+	}
+	return who, err
 }
 
 // Alive asks the session that holds the locks; an error means they are gone.

@@ -58,11 +58,29 @@ func TestRowErrorsAndWeather(t *testing.T) {
 		extra string // further options of RAISE
 		row   bool
 	}{
-		{"22003", "", true}, {"22P02", "", true}, {"22021", "", true}, {"2200N", "", true},
-		{"23502", "", true}, {"54000", "", true}, {"54001", "", true}, {"23514", ", constraint = 'c'", true},
-		{"53100", "", false}, {"53200", "", false}, {"53300", "", false}, {"57014", "", false}, {"57P01", "", false},
-		{"42501", "", false}, {"40001", "", false}, {"40P01", "", false}, {"55P03", "", false}, {"25006", "", false},
-		{"XX000", "", false}, {"P0001", "", false}, {"23503", "", false}, {"58030", "", false}, {"54023", "", false},
+		{"22003", "", true},
+		{"22P02", "", true},
+		{"22021", "", true},
+		{"2200N", "", true},
+		{"23502", "", true},
+		{"54000", "", true},
+		{"54001", "", true},
+		{"23514", ", constraint = 'c'", true},
+		{"53100", "", false},
+		{"53200", "", false},
+		{"53300", "", false},
+		{"57014", "", false},
+		{"57P01", "", false},
+		{"42501", "", false},
+		{"40001", "", false},
+		{"40P01", "", false},
+		{"55P03", "", false},
+		{"25006", "", false},
+		{"XX000", "", false},
+		{"P0001", "", false},
+		{"23503", "", false},
+		{"58030", "", false},
+		{"54023", "", false},
 	} {
 		t.Run(c.code, func(t *testing.T) {
 			t.Parallel()
@@ -205,6 +223,9 @@ func TestReplay(t *testing.T) {
 	out, err = replay(third, r[1])
 	if !errors.Is(err, store.ErrNothingStored) || !strings.Contains(err.Error(), "no_poison") || out.RejectedByDatabase != 1 || replayed(third) {
 		t.Fatalf("a refused one: %+v, %v", out, err)
+	}
+	if _, err := replay(third, r[1], readings("d", 5, 1)[0]); !errors.Is(err, store.ErrNothingStored) || replayed(third) {
+		t.Fatalf("a refused one among others: %v", err)
 	}
 	want(h, "rows", value[int](h, "select count(*) from telemetry"), 1)
 	want(h, "lines of the quarantine", value[int](h, "select count(*) from telemetry_quarantine"), 3)

@@ -1,0 +1,64 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"plenum/pkg/store"
+)
+
+// An Ailment is something that nothing mends by itself.
+type Ailment struct {
+	Check   string `json:"check"`
+	Subject string `json:"subject"` // the object, such as a client id
+	Message string `json:"message"`
+	Do      string `json:"do"` // a command, or what else to do
+}
+
+// checkups are the doctor's checks. One is a function; it finds nothing where all is well.
+var checkups = []struct {
+	name string
+	find func(context.Context, *App) ([]Ailment, error)
+}{
+	{"sessions", findOrphans},
+}
+
+// Doctor makes every check. One that fails stops none of the others; the error joins theirs.
+func Doctor(ctx context.Context, a *App) ([]Ailment, error) {
+	if err := checkTool(ctx, a, false); err != nil {
+		return nil, err
+	}
+	all := []Ailment{}
+	var errs []error
+	for _, c := range checkups {
+		found, err := c.find(ctx, a)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("check %s: %w", c.name, err))
+		}
+		for _, f := range found {
+			f.Check = c.name
+			all = append(all, f)
+		}
+	}
+	return all, errors.Join(errs...)
+}
+
+// findOrphans finds sessions at the broker that nobody will read again.
+func findOrphans(ctx context.Context, a *App) ([]Ailment, error) {
+	sessions, err := store.NewSessions(a.owner).List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var found []Ailment
+	for _, s := range sessions {
+		if SessionUse(a.Settings, s) == SessionOrphaned {
+			found = append(found, Ailment{
+				Subject: s.ClientID,
+				Message: s.ClientID + " is not configured and no process holds it: its session at the broker still queues messages",
+				Do:      "plenumctl sessions drain " + s.ClientID,
+			})
+		}
+	}
+	return found, nil
+}
