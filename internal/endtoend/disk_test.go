@@ -63,7 +63,7 @@ func TestDiskFull(t *testing.T) {
 // TestTablespaceFull fills the disk of the readings alone, while the quarantine has room: none of them ends in it.
 func TestTablespaceFull(t *testing.T) {
 	t.Parallel()
-	disk := mountSmall(t, "16m")
+	disk := mountSmall(t, "64m")
 	var data string
 	s := newSystemApart(t, func(c *devenv.PostgresConfig) { data = c.Dir })
 	ingest := s.ingest().awaitReady()
