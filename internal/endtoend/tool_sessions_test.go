@@ -113,8 +113,9 @@ func TestToolSessionsDrain(t *testing.T) {
 		t.Errorf("%d rows are stored, want 200", n)
 	}
 	expect(0, "nothing found", "doctor")
-	expect(0, "plenum-ingest-1: the broker had no session\n", drain...)
-	expect(0, `"messages": 0,`, append(drain, "--output", "json")...)
+	expect(1, `the broker has no session of "plenum-ingest-1"`, drain...)
+	expect(0, "plenum-ingest-1: the broker had no session; the client id is forgotten\n", append(drain, "--force")...)
+	expect(0, `"forgotten": true`, append(drain, "--force", "--output", "json")...)
 	if code := ingest.terminate(); code != 0 {
 		t.Errorf("ingest exits %d", code)
 	}

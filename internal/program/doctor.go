@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"plenum/pkg/store"
 )
@@ -56,9 +57,19 @@ func findOrphans(ctx context.Context, a *App) ([]Ailment, error) {
 			found = append(found, Ailment{
 				Subject: s.ClientID,
 				Message: s.ClientID + " is not configured and no process holds it: its session at the broker still queues messages",
-				Do:      "plenumctl sessions drain " + s.ClientID,
+				Do:      "plenumctl sessions drain " + shellWord(s.ClientID),
 			})
 		}
 	}
 	return found, nil
 }
+
+// shellWord is a word as a POSIX shell reads it.
+func shellWord(word string) string {
+	if word != "" && !strings.ContainsFunc(word, func(r rune) bool { return !strings.ContainsRune(plainRunes, r) }) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
+
+const plainRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/-"

@@ -15,8 +15,8 @@ import (
 
 // DrainedSession is what DrainSession has done, also where it ended with an error.
 type DrainedSession struct {
-	Found       bool  `json:"found"` // the broker had a session of the client id
-	Ended       bool  `json:"ended"`
+	Found       bool  `json:"found"`     // the broker had a session of the client id
+	Forgotten   bool  `json:"forgotten"` // the client id is in no list any more
 	Messages    int64 `json:"messages"`
 	Stored      int64 `json:"stored"` // in rows, as the others
 	Duplicate   int64 `json:"duplicate"`
@@ -24,8 +24,9 @@ type DrainedSession struct {
 }
 
 // DrainSession stores what waits in a session that no process uses, until nothing has come for quiet, and ends the
-// session. A process that holds the client id is a *store.HeldError, and leaves it as it is.
-func DrainSession(ctx context.Context, a *App, clientID string, quiet time.Duration) (done DrainedSession, err error) {
+// session. A process that holds the client id is a *store.HeldError, and leaves it as it is. A session that the broker
+// has not is an error, since another broker may have it, unless forget says that it is to be forgotten.
+func DrainSession(ctx context.Context, a *App, clientID string, quiet time.Duration, forget bool) (done DrainedSession, err error) {
 	if err := a.Settings.ValidateIngest(); err != nil {
 		return done, err
 	}
@@ -65,9 +66,18 @@ func DrainSession(ctx context.Context, a *App, clientID string, quiet time.Durat
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
+	forgotten := err == nil && stats.SessionPresent
+	switch {
+	case err != nil || stats.SessionPresent:
+	case forget:
+		err = store.NewSessions(a.owner).Keep(ctx, clientID, nil)
+		forgotten = err == nil
+	default:
+		err = fmt.Errorf("the broker has no session of %q: is it another broker's? --force forgets the client id", clientID)
+	}
 	t := pipeline.Totals()
 	return DrainedSession{
-		Found: stats.SessionPresent, Ended: stats.Ended, Messages: t.Messages, Stored: t.Stored, Duplicate: t.Duplicate, Quarantined: t.Quarantined,
+		Found: stats.SessionPresent, Forgotten: forgotten, Messages: t.Messages, Stored: t.Stored, Duplicate: t.Duplicate, Quarantined: t.Quarantined,
 	}, err
 }
 
@@ -80,7 +90,10 @@ func watchLock(ctx context.Context, lock *store.NameLock, lost context.CancelCau
 			return
 		case <-time.After(interval):
 		}
-		if err := lock.Alive(ctx); err != nil && ctx.Err() == nil {
+		asking, done := context.WithTimeout(ctx, interval)
+		err := lock.Alive(asking)
+		done()
+		if err != nil && ctx.Err() == nil {
 			lost(fmt.Errorf("the lock of the client id is lost; the broker keeps what was not acknowledged: %w", err))
 			return
 		}

@@ -116,17 +116,17 @@ func checkURL(key, url string) error {
 
 func (s Settings) validatePartitions() error {
 	var errs []error
-	between := func(key string, v, most int) {
-		if v < 1 || v > most {
-			errs = append(errs, fmt.Errorf("%s: %d is not from 1 to %d", key, v, most))
+	between := func(key string, v, least, most int) {
+		if v < least || v > most {
+			errs = append(errs, fmt.Errorf("%s: %d is not from %d to %d", key, v, least, most))
 		}
 	}
 	const century = 36525
 	p := s.Partition
-	between("partition.retention_days", p.RetentionDays, century)
-	between("partition.premake_days", p.PremakeDays, 366)
-	between("partition.archive_days", p.ArchiveDays, century)
-	between("quarantine.retention_days", s.Quarantine.RetentionDays, century)
+	between("partition.retention_days", p.RetentionDays, 2, century) // a repeat is looked for in yesterday too
+	between("partition.premake_days", p.PremakeDays, 1, 366)
+	between("partition.archive_days", p.ArchiveDays, 1, century)
+	between("quarantine.retention_days", s.Quarantine.RetentionDays, 1, century)
 	switch {
 	case p.Expired != "archive" && p.Expired != "drop":
 		errs = append(errs, fmt.Errorf("partition.expired: %q is neither archive nor drop", p.Expired))

@@ -23,6 +23,7 @@ type connection struct {
 	filters []string
 	window  *window
 	log     *zap.Logger
+	joined  chan struct{} // closed when every filter was granted for the first time
 
 	mu     sync.Mutex
 	status ConnectionStatus
@@ -35,6 +36,7 @@ func newConnection(c *Client, id string, filters []string) *connection {
 		client: c, id: id, filters: filters,
 		window: newWindow(c.config.WindowMessages, c.config.WindowBytes),
 		log:    c.log.With(zap.String("client_id", id)),
+		joined: make(chan struct{}),
 		status: ConnectionStatus{ClientID: id, Since: time.Now().UTC()},
 	}
 }
@@ -92,12 +94,13 @@ func (c *connection) receive(ctx context.Context, b broker) (established bool, e
 		return false, err
 	}
 	err = c.runEpoch(ctx, b, false, func(ctx context.Context, e *epoch, sessionPresent bool) error {
-		warnings, err := e.arrange(ctx, kept, sessionPresent)
-		if err == nil {
-			c.setUp(b, warnings, sessionPresent)
-			established = true
+		warnings, err := e.join(ctx, kept)
+		if err != nil {
+			return err
 		}
-		return err
+		c.setUp(b, warnings, sessionPresent)
+		established = true
+		return e.leave(ctx, kept, sessionPresent)
 	})
 	return established, err
 }
@@ -145,6 +148,7 @@ func (c *connection) setUp(b broker, warnings []string, sessionPresent bool) {
 	defer c.mu.Unlock()
 	c.status.Broker, c.status.Connected, c.status.Since = b.name, true, time.Now().UTC()
 	c.status.Warnings = warnings
+	closeOnce(c.joined)
 	c.log.Info("connected to MQTT broker", zap.String("broker", b.name), zap.Bool("session_present", sessionPresent),
 		zap.Strings("filters", c.filters))
 	if len(warnings) > 0 {

@@ -25,7 +25,7 @@ const drainChecks = 10
 // Drain empties and ends the session of a client id that no process uses any more. It connects with that id, unsubscribes from
 // the filters kept for it, and delivers what the session holds. Once no message came and none was unacknowledged
 // for the time of quiet, it disconnects, connects once more with a clean session, which ends the one before
-// (MQTT-3.1.2-6), and has the client id forgotten. Lost connections are made again, with back-off.
+// (MQTT-3.1.2-6), and has the client id forgotten, unless the broker had no session of it: another one may. Lost connections are made again, with back-off.
 //
 // When ctx ends before, that is the error: no session was ended, the broker keeps what is not acknowledged, and another Drain
 // goes on from there. config's Filters, ShareGroup, ClientID and Connections are not used. The caller sees to it that nobody
@@ -77,6 +77,9 @@ func (d *drain) run(ctx context.Context) error {
 	}
 	d.stats.Ended = true
 	d.connection.log.Info("MQTT session drained and ended", zap.Int64("messages", d.received.Load()), zap.Bool("session_present", d.stats.SessionPresent))
+	if !d.stats.SessionPresent {
+		return nil
+	}
 	return d.connection.remember(ctx, nil)
 }
 
@@ -108,8 +111,9 @@ func (d *drain) empty(ctx context.Context, b broker) (established bool, err erro
 	return established, err
 }
 
-// awaitQuiet returns errFinished once nothing came and nothing was held for the time of quiet. What is held counts too:
-// acknowledging it may be what lets the broker send the next.
+// awaitQuiet returns errFinished once nothing came and nothing was held for the time of quiet, and the broker then answered
+// without sending anything before its answer: silence alone may be a connection or a broker that stands still. What is held counts
+// too: acknowledging it may be what lets the broker send the next.
 func (d *drain) awaitQuiet(ctx context.Context, e *epoch) error {
 	interval := max(d.quiet/drainChecks, time.Millisecond)
 	tick := time.NewTicker(interval)
@@ -126,11 +130,22 @@ func (d *drain) awaitQuiet(ctx context.Context, e *epoch) error {
 		if now := d.received.Load(); now != seen || e.window.used() > 0 {
 			since, seen = time.Now(), now
 		}
-		if time.Since(since) >= d.quiet+interval { // it may have ended only just before this look
+		if time.Since(since) < d.quiet+interval { // it may have ended only just before this look
+			continue
+		}
+		// Packets of both directions keep their order, so the answer stands behind whatever the broker had to send.
+		if err := e.await(ctx, e.client.Unsubscribe(probe), "UNSUBACK"); err != nil {
+			return err
+		}
+		if d.received.Load() == seen && e.window.used() == 0 {
 			return errFinished
 		}
+		since = time.Now()
 	}
 }
+
+// probe is a filter that nobody subscribes to.
+const probe = "plenum/drain/probe"
 
 // end is an epoch that does nothing but ask for a clean session.
 func (d *drain) end(ctx context.Context, b broker) (established bool, err error) {

@@ -202,7 +202,7 @@ func TestDrainOfNoSession(t *testing.T) {
 	if diff := cmp.Diff(mqtt.DrainStats{Ended: true}, stats); err != nil || diff != "" {
 		t.Errorf("%v, (-want +got):\n%s", err, diff)
 	}
-	if kept, _ := sessions.state("gone"); kept != nil {
+	if kept, _ := sessions.state("gone"); len(kept) != 1 { // another broker may have the session
 		t.Errorf("kept %v", kept)
 	}
 	if sessionPresent(t, broker.URL(), "gone") {
@@ -210,7 +210,7 @@ func TestDrainOfNoSession(t *testing.T) {
 	}
 }
 
-// The session is ended before it is forgotten: where that fails, the next drain forgets it.
+// The session is ended before it is forgotten: where that fails, the next drain finds none, and leaves it to a person.
 func TestDrainThatCannotForget(t *testing.T) {
 	t.Parallel()
 	broker := devtest.Mosquitto(t)
@@ -222,7 +222,7 @@ func TestDrainThatCannotForget(t *testing.T) {
 	}
 	sessions.inject(nil, nil)
 	stats, err = drain(t, t.Context(), c, id, sessions, func(mqtt.Delivery) {})
-	if kept, _ := sessions.state(id); err != nil || stats.SessionPresent || kept != nil {
+	if kept, _ := sessions.state(id); err != nil || stats.SessionPresent || len(kept) != 1 {
 		t.Errorf("%+v, %v, kept %v", stats, err, kept)
 	}
 }
@@ -235,10 +235,10 @@ func TestDrainRefusesWhatItCannotUse(t *testing.T) {
 			t.Errorf("error %v lacks %q (%+v)", err, want, stats)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer time.AfterFunc(time.Second, cancel).Stop()
 	_, err = mqtt.Drain(ctx, config(t, "tcp://127.0.0.1:1"), "x", nil, func(mqtt.Delivery) {}, quiet, zap.NewNop())
-	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "connection refused") {
-		t.Errorf("error %v, want the deadline and why there is no connection", err)
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("error %v, want the end of ctx and why there is no connection", err)
 	}
 }

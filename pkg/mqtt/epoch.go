@@ -156,6 +156,7 @@ func (e *epoch) deliver(_ paho.Client, m paho.Message) {
 	e.connection.client.handler(Delivery{
 		Message: telemetry.Message{
 			Topic: m.Topic(), Payload: m.Payload(), QoS: m.Qos(), Retained: m.Retained(), ReceivedAt: now, Length: published,
+			Redelivered: m.Duplicate(),
 		},
 		Receipt: receipt,
 	})

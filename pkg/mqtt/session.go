@@ -56,26 +56,42 @@ func without(filters, others []string) []string {
 	return slices.DeleteFunc(slices.Clone(filters), func(f string) bool { return slices.Contains(others, f) })
 }
 
-// arrange makes the wanted filters, and only them, those of the session. kept is what it may have been subscribed to before.
-//
-// What is kept covers the broker's state at each moment, so that the next start is right wherever this one is killed. Old
-// filters are left after the new ones are granted: between the two, a message that both match would not be queued.
-func (e *epoch) arrange(ctx context.Context, kept []string, sessionPresent bool) (warnings []string, err error) {
-	stale := without(kept, e.filters)
+// join makes the wanted filters part of the session. kept is what it may have been subscribed to before, and covers, with what
+// is wanted, the broker's state until leave has been through: the next start is right wherever this one is killed.
+func (e *epoch) join(ctx context.Context, kept []string) (warnings []string, err error) {
 	if fresh := without(e.filters, kept); len(fresh) > 0 {
 		if err := e.remember(ctx, append(fresh, kept...)); err != nil {
 			return nil, err
 		}
 	}
-	if warnings, err = e.subscribe(ctx); err != nil || len(stale) == 0 {
-		return warnings, err
+	return e.subscribe(ctx)
+}
+
+// leave unsubscribes from what was kept and is not wanted, after the wanted filters were granted: between the two, a message
+// that both match would not be queued. A filter that another connection has taken over stays until that one has it.
+func (e *epoch) leave(ctx context.Context, kept []string, sessionPresent bool) error {
+	stale := without(kept, e.filters)
+	if len(stale) == 0 {
+		return nil
 	}
 	if sessionPresent {
+		for _, other := range e.connection.client.connections {
+			if other == e.connection || len(without(stale, other.filters)) == len(stale) {
+				continue
+			}
+			select {
+			case <-other.joined:
+			case <-e.conn.halt:
+				return e.conn.cause()
+			case <-ctx.Done():
+				return errStopped
+			}
+		}
 		if err := e.unsubscribe(ctx, stale); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return warnings, e.remember(ctx, e.filters)
+	return e.remember(ctx, e.filters)
 }
 
 // subscribe asks for all filters and returns a warning for each granted with a lower QoS.
@@ -105,11 +121,23 @@ func (e *epoch) subscribe(ctx context.Context) (warnings []string, err error) {
 	return warnings, nil
 }
 
+// unsubscribeBytes bounds the filters of one UNSUBSCRIBE packet, unless one alone is longer: a broker ends the connection over a
+// packet past its own limit, at each connect again.
+const unsubscribeBytes = 4096
+
 // unsubscribe leaves filters. The broker answers also for those that it does not know (MQTT-3.10.4-5). What it has queued
 // for them already still comes, and is delivered.
 func (e *epoch) unsubscribe(ctx context.Context, filters []string) error {
-	if err := e.await(ctx, e.client.Unsubscribe(filters...), "UNSUBACK"); err != nil {
-		return err
+	for rest := filters; len(rest) > 0; {
+		n, bytes := 1, len(rest[0])
+		for n < len(rest) && bytes+len(rest[n]) <= unsubscribeBytes {
+			bytes += len(rest[n])
+			n++
+		}
+		if err := e.await(ctx, e.client.Unsubscribe(rest[:n]...), "UNSUBACK"); err != nil {
+			return err
+		}
+		rest = rest[n:]
 	}
 	e.log.Info("unsubscribed from MQTT filters of earlier", zap.String("broker", e.broker.name), zap.Strings("filters", filters))
 	return nil

@@ -25,7 +25,7 @@ type Config struct {
 }
 
 // Open returns a pool for c without connecting; faults are those of the URL. Its connections set
-// search_path, time zone and plan_cache_mode at their start, which a transaction pooler in between must pass on.
+// search_path, time zone, encoding, isolation and plan_cache_mode at their start, which a transaction pooler in between must pass on.
 func Open(ctx context.Context, c Config) (*pgxpool.Pool, error) {
 	cfg, err := pgxpool.ParseConfig(c.URL)
 	if err != nil {
@@ -39,6 +39,8 @@ func Open(ctx context.Context, c Config) (*pgxpool.Pool, error) {
 	p["application_name"] = c.Program + "@" + host + ":" + strconv.Itoa(os.Getpid())
 	p["search_path"] = quoteIdent(c.Schema)
 	p["timezone"] = "UTC"
+	p["client_encoding"] = "UTF8"
+	p["default_transaction_isolation"] = "read committed" // a look-up after a wait must see what it waited for
 	p["plan_cache_mode"] = "force_custom_plan"
 	p["idle_in_transaction_session_timeout"] = "60s"
 	p["jit"] = "off"
@@ -65,16 +67,19 @@ func setupErrorf(format string, args ...any) error {
 // CheckServer returns a SetupError if the server is too old, or the schema is missing or closed to the pool's role, and
 // a plain error if the server cannot be asked now.
 func CheckServer(ctx context.Context, pool *pgxpool.Pool, schema string) error {
-	const q = `select current_setting('server_version_num')::int, current_setting('server_version'), current_user,
+	const q = `select current_setting('server_version_num')::int, current_setting('server_version'), current_setting('server_encoding'), current_user,
 		to_regnamespace($1) is not null, coalesce(has_schema_privilege(to_regnamespace($1), 'usage'), false)`
 	var num int
-	var version, role string
+	var version, encoding, role string
 	var exists, usable bool
-	if err := pool.QueryRow(ctx, q, quoteIdent(schema)).Scan(&num, &version, &role, &exists, &usable); err != nil {
+	if err := pool.QueryRow(ctx, q, quoteIdent(schema)).Scan(&num, &version, &encoding, &role, &exists, &usable); err != nil {
 		return asSetup(err)
 	}
 	if num < MinServerVersion {
 		return setupErrorf("PostgreSQL %s is too old: at least 15 is needed", version)
+	}
+	if encoding != "UTF8" {
+		return setupErrorf("the database's encoding is %s, and telemetry is UTF-8: create one with: create database NAME encoding 'UTF8' template template0", encoding)
 	}
 	if !exists {
 		return setupErrorf("database.schema: schema %q does not exist; create it: create schema %s", schema, quoteIdent(schema))

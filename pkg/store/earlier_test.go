@@ -3,6 +3,7 @@ package store_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +57,48 @@ func TestRepeatsOfYesterday(t *testing.T) {
 	want(h, "conflicts", value[int](h, "select count(*) from telemetry_quarantine where code = 'conflict'"), 1)
 	want(h, "rows", value[int](h, "select count(*) from telemetry"), len(old)+1)
 	h.checkLedger()
+}
+
+// A device whose clock is hours ahead, and no longer ahead of the database when the broker sends its reading again.
+func TestRepeatThatTheBrokerSendsAgain(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	now := time.Now().UTC()
+	r := at(now, 1)
+	h.storeOn(-1, r)
+	r.Redelivered = true
+	want(h, "the redelivered reading", h.write(h.writer(), r), telemetry.Outcome{Duplicate: 1})
+}
+
+// What the role's or the database's settings say of isolation and encoding is not what Plenum's connections have.
+func TestSettingsOfOthers(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.exec("alter database " + h.database() + " set default_transaction_isolation = 'repeatable read'")
+	h.exec("alter database " + h.database() + " set client_encoding = 'LATIN1'")
+	h.pool.Reset()
+	want(h, "settings", value[string](h, "select current_setting('transaction_isolation') || ' ' || current_setting('client_encoding')"), "read committed UTF8")
+}
+
+// A device whose clock stands still fills a day with rows that differ in seq alone: its look-ups go by seq too.
+func TestRepeatsOfAClockThatStandsStill(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	still := h.day(-1).Add(time.Hour)
+	h.exec(`insert into telemetry (last_modified, recorded_at, seq, device_id, kind, payload)
+		select $1, $1, n, 'd', 'k', '{}' from generate_series(1, 20000) n`, still)
+	h.exec("analyze telemetry")
+	p := h.withPlans(nil)
+	var batch []telemetry.Reading
+	for seq := range int64(50) {
+		batch = append(batch, at(still, 100_000+seq))
+	}
+	batch[49].Seq = telemetry.NoSeq
+	want(h, "outcome", h.write(store.NewWriter(p.Pool, "test", nil), batch...), telemetry.Outcome{Stored: 50})
+	plans := p.take()
+	n := slices.IndexFunc(plans, func(plan string) bool { return strings.Contains(plan, "join lateral") })
+	wantPlan(h, plans[n], "_device_id_kind_recorded_at_seq_idx", leafOf("telemetry", h.day(-1)))
+	wantParts(h, plans[n], "(seq = r.seq))", "(seq IS NULL))")
 }
 
 // A day further back is beyond the horizon, but not for a message that the broker has retained.

@@ -156,6 +156,9 @@ func (w *Writer) book(ctx context.Context, tx pgx.Tx, runs []run, out telemetry.
 	case !dayOf(clock).Equal(dayOf(now)):
 		return now, errDayEnded
 	}
+	if w.drained.Load() >= dayOf(now).Unix() { // the clock was set back over midnight: the day is not over yet
+		w.drained.Store(0)
+	}
 	return now, nil
 }
 

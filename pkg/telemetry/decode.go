@@ -143,7 +143,8 @@ func (r *run) element(i int) int {
 	r.elements++
 	reading, p := r.judge(r.m.Payload[i:end])
 	if p.code == "" {
-		reading.topic, reading.raw, reading.Retained = r.m.Topic, r.m.Payload[i:end], r.m.Retained
+		reading.topic, reading.raw = r.m.Topic, r.m.Payload[i:end]
+		reading.Retained, reading.Redelivered = r.m.Retained, r.m.Redelivered
 		r.into.Readings = append(r.into.Readings, reading)
 		return end
 	}

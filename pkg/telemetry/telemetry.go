@@ -37,6 +37,8 @@ type Reading struct {
 	Metrics    []byte    // a JSON object that jsonb accepts; aliases the payload
 	Retained   bool      // the broker kept it for new subscribers: it may have been stored any number of days ago
 
+	Redelivered bool // the broker may have sent it before
+
 	topic string // where it came from, as Reject wants it; see Reading.Reject
 	raw   []byte // the element
 }
@@ -105,4 +107,6 @@ type Message struct {
 	QoS        byte
 	Retained   bool
 	ReceivedAt time.Time
+
+	Redelivered bool // the broker says that it may have sent it before (MQTT's DUP)
 }
