@@ -20,7 +20,7 @@ func TestCrash(t *testing.T) {
 	ingest, syncjob := s.ingest(env...).awaitReady(), s.syncjob().awaitReady()
 	f, done := follow(t, syncjob)
 	n, kills := sized(6000, 100_000), sized(4, 20)
-	publishers := s.fourPublishers(n, sized(1200, 3000))
+	publishers := s.fourPublishers(n, sized(1200, 700))
 
 	for i := range kills {
 		awaitAll(t, publishers, n*(i+1)/(kills+2))

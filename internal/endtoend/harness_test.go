@@ -72,6 +72,7 @@ func newSystemOn(t *testing.T, postgres *devenv.Postgres, databaseURL string) *s
 	s := &system{t: t, postgres: postgres, database: strings.TrimPrefix(u.Path, "/"), password: "secret"}
 	s.broker = devtest.Mosquitto(t)
 	s.roles(databaseURL)
+	t.Cleanup(s.sessions)
 	return s
 }
 
@@ -82,6 +83,21 @@ func (s *system) roles(databaseURL string) {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		s.t.Fatalf("roles.sql: %v\n%s", err, out)
 	}
+}
+
+// sessions logs, when the test has failed, what the database's sessions do, and for whom they wait.
+func (s *system) sessions() {
+	if !s.t.Failed() {
+		return
+	}
+	const q = `select coalesce(string_agg(format('%s %s (%s) for %s, %s %s, blocked by %s: %s', pid, usename, state, now() - state_change,
+			wait_event_type, wait_event, pg_blocking_pids(pid), left(query, 200)), E'\n' order by state_change), 'none')
+		from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`
+	var all string
+	if err := s.query(q, nil, &all); err != nil {
+		all = err.Error()
+	}
+	s.t.Logf("sessions of the database:\n%s", all)
 }
 
 // role is the connection URL of one of the three roles.
@@ -160,6 +176,13 @@ func (s *system) start(name string, env ...string) *process {
 	}
 	go p.follow(stderr)
 	s.t.Cleanup(func() {
+		if s.t.Failed() {
+			_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+			select {
+			case <-p.exited:
+			case <-time.After(5 * time.Second):
+			}
+		}
 		_ = p.cmd.Process.Kill()
 		<-p.exited
 		if s.t.Failed() {

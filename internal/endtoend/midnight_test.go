@@ -3,9 +3,9 @@ package endtoend
 import (
 	"context"
 	"fmt"
-	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,14 +15,16 @@ import (
 	"plenum/internal/devenv"
 )
 
-// clock moves the clock of a PostgreSQL server, also of the sessions that it has.
+// clock moves the clock of a PostgreSQL server, also of the sessions that it has. It stays behind the real one: while a
+// session waits, libfaketime shows its signal handlers the real time (epoll_wait), and a timer, of the deadlock detector for
+// instance, that is due by a clock ahead of the real one is put off until that has come so far.
 type clock struct {
 	t    *testing.T
 	path string
 }
 
-// newClock returns a clock at the real time, and the environment of the server that follows it.
-func newClock(t *testing.T) (*clock, []string) {
+// newClock returns a clock that begins at a time, and the environment of the server that follows it.
+func newClock(t *testing.T, at time.Time) (*clock, []string) {
 	t.Helper()
 	library, err := filepath.Glob("/usr/lib/*/faketime/libfaketime.so.1")
 	if err != nil || len(library) == 0 {
@@ -41,17 +43,22 @@ func newClock(t *testing.T) (*clock, []string) {
 		t.Fatal(err)
 	}
 	c := &clock{t, filepath.Join(dir, "offset")}
-	c.ahead(0)
+	c.set(at)
 	return c, []string{
 		"LD_PRELOAD=" + library[0], "FAKETIME_TIMESTAMP_FILE=" + c.path, "FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1",
 	}
 }
 
-// ahead sets the clock ahead of the real one. The file is replaced as a whole: a server reads it at every look at the clock.
-func (c *clock) ahead(d time.Duration) {
+// set moves the clock to a time, from which it goes on. The file is replaced as a whole: a server reads it at every look at
+// the clock.
+func (c *clock) set(at time.Time) {
 	c.t.Helper()
+	behind := time.Since(at)
+	if behind < 0 {
+		c.t.Fatalf("the clock cannot be ahead of the real one, %s", behind)
+	}
 	next := c.path + ".next"
-	if err := os.WriteFile(next, fmt.Appendf(nil, "+%.6f\n", d.Seconds()), 0o644); err != nil {
+	if err := os.WriteFile(next, fmt.Appendf(nil, "-%.6f\n", behind.Seconds()), 0o644); err != nil {
 		c.t.Fatal(err)
 	}
 	if err := os.Rename(next, c.path); err != nil {
@@ -59,24 +66,25 @@ func (c *clock) ahead(d time.Duration) {
 	}
 }
 
-// newSystemWithClock is a system whose PostgreSQL follows a clock.
-func newSystemWithClock(t *testing.T) (*system, *clock) {
+// newSystemWithClock is a system whose PostgreSQL follows a clock, which is at the noon before a midnight four days ago.
+func newSystemWithClock(t *testing.T) (s *system, c *clock, midnight time.Time) {
 	t.Helper()
-	c, env := newClock(t)
-	return newSystemApart(t, func(config *devenv.PostgresConfig) { config.Env = env }), c
+	midnight = time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -4)
+	c, env := newClock(t, midnight.Add(-12*time.Hour))
+	return newSystemApart(t, func(config *devenv.PostgresConfig) { config.Env = env }), c, midnight
 }
 
-// TestClock moves the clock under an old session and a new one.
+// TestClock moves the clock under an old session and a new one, and waits for a timer of the old one.
 func TestClock(t *testing.T) {
 	t.Parallel()
-	s, c := newSystemWithClock(t)
+	s, c, midnight := newSystemWithClock(t)
 	old, err := pgx.Connect(t.Context(), s.postgres.URL(s.database))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = old.Close(context.Background()) })
-	for _, d := range []time.Duration{0, 50 * time.Hour, time.Hour} {
-		c.ahead(d)
+	for _, at := range []time.Time{midnight, midnight.Add(50 * time.Hour), midnight.Add(time.Hour)} {
+		c.set(at)
 		for name, query := range map[string]func(...any) error{
 			"old": old.QueryRow(t.Context(), "select now(), clock_timestamp()").Scan,
 			"new": func(into ...any) error { return s.query("select now(), clock_timestamp()", nil, into...) },
@@ -85,12 +93,17 @@ func TestClock(t *testing.T) {
 			if err := query(&now, &moment); err != nil {
 				t.Fatal(err)
 			}
-			for _, at := range []time.Time{now, moment} {
-				if off := at.Sub(time.Now().Add(d)); math.Abs(off.Seconds()) > 30 {
+			for _, got := range []time.Time{now, moment} {
+				if off := got.Sub(at); off < 0 || off > 30*time.Second {
 					t.Errorf("the %s session's clock is off by %s", name, off)
 				}
 			}
 		}
+	}
+	release := s.hold("select pg_advisory_xact_lock(1)")
+	defer release()
+	if _, err := old.Exec(t.Context(), "set deadlock_timeout = '100ms'; set lock_timeout = '200ms'; select pg_advisory_lock(1)"); err == nil || !strings.Contains(err.Error(), "55P03") {
+		t.Errorf("a lock's timeout ends with %v, want SQLSTATE 55P03", err)
 	}
 }
 
@@ -98,50 +111,40 @@ func TestClock(t *testing.T) {
 // on the way, while the database's clock crosses midnight; and a retained one is sent again by the broker days later.
 func TestMidnight(t *testing.T) {
 	t.Parallel()
-	s, c := newSystemWithClock(t)
+	s, c, midnight := newSystemWithClock(t)
 	env := []string{"PLENUM_INGEST_WRITERS=4", "PLENUM_INGEST_BATCH_ROWS=20", "PLENUM_INGEST_LINGER=2ms"}
 	ingest := s.ingest(env...).awaitReady()
-	now := time.Now()
-	midnight := now.UTC().Truncate(24 * time.Hour).Add(24 * time.Hour)
-	reading := func(kind, seq string) string {
-		return fmt.Sprintf(`{"ts":%d,"kind":%q%s,"metrics":{"pressure_bar":7.5}}`, now.UnixMilli(), kind, seq)
+	now := midnight.Add(-time.Minute) // of the devices
+	reading := func(device, seq string) devenv.Message {
+		return devenv.Message{Topic: "telemetry/" + device, Payload: fmt.Appendf(nil, `{"ts":%d%s,"metrics":{"pressure_bar":7.5}}`, now.UnixMilli(), seq)}
 	}
-	message := func(payload string) devenv.Message {
-		return devenv.Message{Topic: "telemetry/d", Payload: []byte(payload)}
-	}
-	retained := message(reading("retained", ""))
+	retained := reading("retained", "")
 	retained.Retain = true
 	if err := devenv.Publish(t.Context(), s.broker.URL(), retained); err != nil {
 		t.Fatal(err)
 	}
 	s.awaitRows(1)
-	// No session lives through the jump of the clock, and none is to wait for PostgreSQL's timers: while a backend waits it has the
-	// real time of libfaketime, and takes no deadlock for due. So all batches have the readings in one order, which makes none.
-	if code := ingest.terminate(); code != 0 {
-		t.Fatalf("ingest exits %d", code)
-	}
 
 	const lead = 2 * time.Second
 	n, steps := sized(1000, 10_000), sized(20, 200)
-	offset := time.Until(midnight.Add(-lead - 6*time.Second)) // to start ingest in
-	c.ahead(offset)
-	ingest = s.ingest(env...).awaitReady()
+	begin := time.Now()
+	c.set(midnight.Add(-lead))
 	for step := range steps {
 		// The database's clock is midnight less the lead at the first step, and as much past it at the last.
-		due := midnight.Add(-lead).Add(time.Duration(step) * 2 * lead / time.Duration(steps)).Add(-offset)
+		due := begin.Add(time.Duration(step) * 2 * lead / time.Duration(steps))
 		await(t, "time of the step", after(time.Until(due)))
 		var messages []devenv.Message
 		for range n / steps {
-			messages = append(messages, message("["+reading("with", `,"seq":7`)+","+reading("without", "")+","+reading(fmt.Sprint("from-", step), "")+"]"))
+			messages = append(messages, reading("with", `,"seq":7`), reading("without", ""), reading(fmt.Sprint("from-", step), ""))
 		}
 		s.publishTwice(messages)
 	}
 	var first, last time.Time
-	ends := []devenv.Message{message(reading("end", `,"seq":1`))}
+	ends := []devenv.Message{reading("end", `,"seq":1`)}
 	s.publishTwice(ends)
 	rows := 4 + steps
 	s.awaitRows(rows)
-	if err := s.query("select min(last_modified), max(last_modified) from telemetry where kind <> 'retained'", nil, &first, &last); err != nil {
+	if err := s.query("select min(last_modified), max(last_modified) from telemetry where device_id <> 'retained'", nil, &first, &last); err != nil {
 		t.Fatal(err)
 	}
 	if !first.Before(midnight) || last.Before(midnight) {
@@ -152,7 +155,7 @@ func TestMidnight(t *testing.T) {
 	}
 	s.eachOnce(rows)
 
-	c.ahead(offset + 3*24*time.Hour)
+	c.set(midnight.AddDate(0, 0, 3))
 	_, broker := s.proxies()
 	ingest = s.ingest(append(env, s.through(nil, broker)...)...).awaitReady()
 	awaitMore(t, "retained message", &broker.publishes, 0)
@@ -178,18 +181,18 @@ func (s *system) publishTwice(messages []devenv.Message) {
 	}
 }
 
-// eachOnce finds one row for each of n identities, of which the kinds are different, and nothing in quarantine.
+// eachOnce finds one row for each of n identities, of which the devices are different, and nothing in quarantine.
 func (s *system) eachOnce(n int) {
 	s.t.Helper()
-	type kind struct {
-		Name string
+	type device struct {
+		ID   string
 		Rows int
 		Days []time.Time
 	}
-	found := list[kind](s, `select kind, count(*)::int, array_agg(last_modified order by last_modified) from telemetry group by kind`)
-	for _, k := range found {
-		if k.Rows != 1 {
-			s.t.Errorf("the reading of %q is stored %d times, at %v", k.Name, k.Rows, k.Days)
+	found := list[device](s, `select device_id, count(*)::int, array_agg(last_modified order by last_modified) from telemetry group by device_id`)
+	for _, d := range found {
+		if d.Rows != 1 {
+			s.t.Errorf("the reading of %q is stored %d times, at %v", d.ID, d.Rows, d.Days)
 		}
 	}
 	if len(found) != n {

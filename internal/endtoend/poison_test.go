@@ -16,7 +16,7 @@ func TestPoison(t *testing.T) {
 	s := newSystem(t)
 	ingest := s.ingest().awaitReady()
 	s.exec(fmt.Sprintf("alter table telemetry_p%s add constraint no_poison check (device_id <> 'cmp-00003')", time.Now().UTC().Format("20060102")))
-	n := size(2000)
+	n := size(1000)
 	p := s.simulate("--devices", "5", "--total", strconv.Itoa(n), "--rate", strconv.Itoa(n/4))
 	p.wait()
 	want := map[string]bool{}

@@ -13,7 +13,7 @@ import (
 // midnight meanwhile: whatever the first waited for, there is one row in the end.
 func TestMidnightStragglers(t *testing.T) {
 	t.Parallel()
-	now := time.Now()
+	now := time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, -4).Add(-time.Hour) // of the devices
 	element := func(seq int) string {
 		return fmt.Sprintf(`{"ts":%d,"seq":%d,"metrics":{"pressure_bar":7.5}}`, now.UnixMilli(), seq)
 	}
@@ -31,7 +31,7 @@ func TestMidnightStragglers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			s, clock := newSystemWithClock(t)
+			s, clock, midnight := newSystemWithClock(t)
 			ingest := s.ingest("PLENUM_INGEST_WRITERS=2").awaitReady()
 			devtest.Eventually(t, func() error { // else what is held would keep tomorrow's partitions from being made
 				const premade = `pg_inherits where inhparent in ('telemetry'::regclass, 'telemetry_batch'::regclass, 'telemetry_quarantine'::regclass)`
@@ -40,8 +40,7 @@ func TestMidnightStragglers(t *testing.T) {
 				}
 				return nil
 			})
-			midnight := now.UTC().Truncate(24 * time.Hour).Add(24 * time.Hour)
-			clock.ahead(time.Until(midnight.Add(-time.Minute)))
+			clock.set(midnight.Add(-time.Minute))
 			release := s.hold(c.hold)
 			s.send(devenv.Message{Topic: "telemetry/late", Payload: []byte(c.late)})
 			waiting := func(kind string) int {
@@ -53,7 +52,7 @@ func TestMidnightStragglers(t *testing.T) {
 				}
 				return nil
 			})
-			clock.ahead(time.Until(midnight.Add(time.Second)))
+			clock.set(midnight.Add(time.Second))
 			s.send(devenv.Message{Topic: "telemetry/late", Payload: []byte(element(1))})
 			devtest.Eventually(t, func() error { // until the second has stored it, or waits for the first
 				if waiting("= 'advisory'")+s.count("telemetry") == 0 {
