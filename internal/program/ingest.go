@@ -230,7 +230,7 @@ func (p *path) stop(ctx context.Context, a *App, cut context.CancelFunc, storing
 }
 
 // guardLock watches the session that holds the client ids. When it is lost, it takes them again; another
-// process that was faster is a *store.HeldError.
+// process that was faster is a *store.HeldError. The lost session may hold them for as long as PostgreSQL takes it for alive.
 func (p *path) guardLock(ctx context.Context, a *App, lock *store.NameLock) error {
 	const interval = 5 * time.Second
 	defer func() { lock.Unlock(context.WithoutCancel(ctx)) }()
@@ -254,7 +254,10 @@ func (p *path) guardLock(ctx context.Context, a *App, lock *store.NameLock) erro
 		lock.Unlock(ctx)
 		fresh, err := store.LockNames(ctx, a.pool, clientIDs(a.Settings))
 		if held := (*store.HeldError)(nil); errors.As(err, &held) {
-			return err
+			if !held.By(a.pool) {
+				return err
+			}
+			a.Log.Info("the lock is still this process's own, by a connection that is dead; PostgreSQL notices within a minute")
 		}
 		if err == nil {
 			a.Log.Info("took the lock of the MQTT client ids again")

@@ -248,6 +248,10 @@ func TestLockNames(t *testing.T) {
 		and database = (select oid from pg_database where datname = current_database())`)
 	want(h, "name", e.Name, "ingest-1")
 	wantParts(h, e.Error(), "ingest-1", "store-test@", "backend pid "+pid, "127.0.0.1", "connected since 2")
+	// Both pools are of this process; a lock that one lost without PostgreSQL's knowing is its own.
+	cfg := second.Config()
+	cfg.ConnConfig.RuntimeParams["application_name"] += "1"
+	want(h, "held by this process, and by another one's reckoning", [2]bool{e.By(second), e.By(h.poolOf(cfg))}, [2]bool{true, false})
 
 	other, err := store.LockNames(h.ctx, second, []string{"free"})
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,6 +19,12 @@ type HeldError struct {
 
 func (e *HeldError) Error() string {
 	return fmt.Sprintf("%q is in use by another process: %s", e.Name, e.Holder)
+}
+
+// By tells whether the holder is a session of the pool's own process: one whose connection is dead, which the server has not noticed.
+func (e *HeldError) By(pool *pgxpool.Pool) bool {
+	own := pool.Config().ConnConfig.RuntimeParams["application_name"]
+	return own != "" && strings.HasPrefix(e.Holder, own+",")
 }
 
 // A NameLock keeps names exclusive among the processes on one database while its connection lives.

@@ -161,6 +161,10 @@ func referenceName(element []byte, pointer string, topic *string, limit int, oth
 	return result, ""
 }
 
+// strict is what UnmarshalText lets pass against RFC 3339 (go.dev/issue/54580): an hour of one digit, a comma, and offsets
+// that are none.
+var strict = regexp.MustCompile(`^.{11}\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
 func referenceTime(unit string, source []byte, received time.Time) (time.Time, Code) {
 	if source == nil {
 		return time.Time{}, MissingField
@@ -175,7 +179,7 @@ func referenceTime(unit string, source []byte, received time.Time) (time.Time, C
 	switch value := value.(type) {
 	case string:
 		var t time.Time
-		if err := t.UnmarshalText(bytes.ToUpper([]byte(value))); err != nil {
+		if err := t.UnmarshalText(bytes.ToUpper([]byte(value))); err != nil || !strict.MatchString(value) {
 			return t, BadTime
 		}
 		at.Mul(big.NewInt(t.Unix()), big.NewInt(1e9)).Add(at, big.NewInt(int64(t.Nanosecond())))
