@@ -19,8 +19,8 @@ func TestCrash(t *testing.T) {
 	env := s.through(database, broker)
 	ingest, syncjob := s.ingest(env...).awaitReady(), s.syncjob().awaitReady()
 	f, done := follow(t, syncjob)
-	n, kills := sized(6000, 100_000), sized(4, 20)
-	publishers := s.fourPublishers(n, sized(1200, 700))
+	n, kills := sized(4000, 100_000), sized(4, 20)
+	publishers := s.fourPublishers(n, sized(140, 700)) // slower than ingest starts
 
 	for i := range kills {
 		awaitAll(t, publishers, n*(i+1)/(kills+2))
