@@ -146,7 +146,9 @@ func (c *conn) flush() {
 func (c *conn) writePending() error {
 	c.mu.Lock()
 	out := c.pending
-	c.pending, c.acks = c.spare[:0], false
+	if len(out) > 0 { // else the two buffers would become one
+		c.pending, c.spare, c.acks = c.spare[:0], nil, false
+	}
 	c.mu.Unlock()
 	if len(out) == 0 {
 		return nil

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"io"
 	"net"
 	"strings"
 	"testing"
@@ -36,4 +37,41 @@ func TestAcknowledgementsThatTheBrokerDoesNotReadAreBounded(t *testing.T) {
 	}
 	c.end(errStopped)
 	<-c.flushed
+}
+
+// What is being written is not touched by what is acknowledged meanwhile, also after a flush that found nothing to write.
+func TestWhatIsBeingWrittenStays(t *testing.T) {
+	t.Parallel()
+	near, far := net.Pipe() // unbuffered: the write ends when all of it is read
+	defer far.Close()
+	c := newConn(near)
+	defer c.end(errStopped)
+	write := func(during func()) string {
+		t.Helper()
+		done := make(chan error, 1)
+		go func() { done <- c.writePending() }()
+		got := make([]byte, 4)
+		if _, err := io.ReadFull(far, got[:1]); err != nil {
+			t.Fatal(err)
+		}
+		during()
+		if _, err := io.ReadFull(far, got[1:]); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		return string(got)
+	}
+	c.acknowledge([]byte("aaaa"))
+	first := write(func() {})
+	if err := c.writePending(); err != nil {
+		t.Fatal(err)
+	}
+	c.acknowledge([]byte("bbbb"))
+	second := write(func() { c.acknowledge([]byte("cccc")) })
+	third := write(func() {})
+	if first != "aaaa" || second != "bbbb" || third != "cccc" {
+		t.Errorf("written %q, %q, %q", first, second, third)
+	}
 }
