@@ -87,11 +87,16 @@ func hostiles(now time.Time) []hostile {
 	return all
 }
 
+// windows is how many of its windows ingest may take in memory: what one holds is there as packets, batches, columns and
+// protocol messages, each with the collector's head-room.
+const windows = 32
+
 // TestHostile sends what no decent device would, a good reading after each: every one ends in quarantine under its code, every
 // good one is stored, ingest stays up and within its memory, also while many wait that the database does not take.
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
+	s.plain = true
 	const window = 1 << 20
 	ingest := s.ingest("PLENUM_MQTT_TOPICS=telemetry/{device_id},telemetry/{device_id}/{kind},telemetry/+/+/+/#",
 		fmt.Sprint("PLENUM_MQTT_WINDOW_BYTES=", window), fmt.Sprint("PLENUM_INGEST_BATCH_BYTES=", window/4)).awaitReady()
