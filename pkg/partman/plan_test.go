@@ -315,8 +315,8 @@ func TestLimit(t *testing.T) {
 			created++
 		}
 	}
-	if moved != 4 || created != 3 {
-		t.Errorf("%d days move and %d are created, want 4 and 3", moved, created)
+	if moved != 4 || created != 10 {
+		t.Errorf("%d days move and %d are created, want 4, and 3 with 7 of before", moved, created)
 	}
 }
 
