@@ -42,7 +42,7 @@ func (m *Manager) Apply(ctx context.Context, plan Plan) (Result, error) {
 	}
 	for _, a := range plan.Actions {
 		choose := func(s Snapshot) (Action, bool) { return find(NewPlan(p, s, plan.Now), a) }
-		acted, err := m.step(ctx, p, a.loop(), choose, &result)
+		acted, err := m.step(ctx, p, a.Loop(), choose, &result)
 		if err == nil && !acted {
 			err = ErrChanged
 		}
@@ -77,7 +77,7 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 		last = s
 		m.observe(p, s)
 		for _, a := range NewPlan(p, s, s.Now).Actions {
-			if a.loop() != loop || tried[a.key()] || !budget.takes(a) {
+			if a.Loop() != loop || tried[a.key()] || !budget.takes(a) {
 				continue
 			}
 			tried[a.key()] = true

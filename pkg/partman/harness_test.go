@@ -16,8 +16,6 @@ import (
 	"plenum/pkg/partman"
 )
 
-func TestMain(m *testing.M) { devtest.Main(m) }
-
 // hang is when a test has failed; nothing takes a tenth of it.
 const hang = 2 * time.Minute
 

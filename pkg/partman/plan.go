@@ -21,6 +21,9 @@ const (
 	Count   Kind = "count"   // count again the rows of a day that has moved
 )
 
+// Kinds lists them all.
+var Kinds = []Kind{Create, Move, Detach, Drop, Reindex, Storage, Analyze, Count}
+
 // Hook names a step of an action that is code and not SQL.
 type Hook string
 
@@ -141,8 +144,8 @@ func (b *budget) takes(a Action) bool {
 
 func (k Kind) retires() bool { return k == Move || k == Detach || k == Drop }
 
-// loop is the one that carries out the action.
-func (a Action) loop() Loop {
+// Loop is the one that carries out the action.
+func (a Action) Loop() Loop {
 	switch {
 	case a.Kind == Create:
 		return CreateLoop
