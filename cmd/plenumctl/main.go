@@ -54,8 +54,10 @@ func commands() []command {
 		{"migrate status", "", "show the schema's version and this release's", setupMigrateStatus},
 		{"partitions list", "", "list the partitions of every table", partitionsCommand(listPartitions)},
 		{"partitions plan", "", "show what would be done, statement by statement, with the locks", partitionsCommand(planPartitions)},
-		{"partitions apply", "", "do what plan shows, and nothing else", partitionsCommand(applyPartitions)},
+		{"partitions apply", "", "do what plan shows, and nothing else", setupApply},
 		{"partitions check", "", "report what is not as it should be; exit code 3 if there is something", partitionsCommand(checkPartitions)},
+		{"partitions hold", "DAY", "keep a UTC day, or an hour of one, whatever its age, until it is released", setupHold},
+		{"partitions release", "DAY", "end every hold on a day: what is past its retention goes", setupRelease},
 	}
 }
 

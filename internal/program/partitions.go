@@ -47,12 +47,13 @@ func policies(s Settings) []partman.Policy {
 }
 
 // registerPolicies puts Plenum's tables under management by the settings, with the rights of their owner, and logs
-// each policy that this changes.
+// each policy that this changes. A shorter retention waits for an operator's word: readiness names it from then on.
 func registerPolicies(ctx context.Context, a *App) error {
 	schema := a.Settings.Database.Schema
 	if err := partman.Install(ctx, a.owner, schema); err != nil {
 		return err
 	}
+	var changed []partman.Policy
 	for _, p := range policies(a.Settings) {
 		before, err := partman.Register(ctx, a.owner, schema, p)
 		if err != nil {
@@ -61,6 +62,18 @@ func registerPolicies(ctx context.Context, a *App) error {
 		if before != nil && !before.Equal(p) {
 			a.Log.Warn("partition policy changed", zap.String("table", p.String()),
 				zap.String("from", describe(*before)), zap.String("to", describe(p)))
+			changed = append(changed, p)
+		}
+	}
+	inForce, err := partman.Policies(ctx, a.owner, schema)
+	if err != nil {
+		return err
+	}
+	for _, p := range changed {
+		n := slices.IndexFunc(inForce, func(q partman.Policy) bool { return q.String() == p.String() })
+		if n >= 0 && !inForce[n].Equal(p) {
+			a.Log.Warn("shorter retention waits for confirmation", zap.String("table", p.String()), zap.String("in_force", describe(inForce[n])),
+				zap.String("confirm", "plenumctl partitions apply --confirm-retention --table "+p.Table))
 		}
 	}
 	return nil
@@ -98,6 +111,7 @@ func newManager(a *App) (*partman.Manager, error) {
 	g := guards{owner: a.owner, schema: a.Settings.Database.Schema}
 	return partman.New(partman.Config{
 		Pool: a.owner, Schema: a.Settings.Database.Schema, Prepare: g.prepare, Guard: g.guard,
+		MaxRetireBytes: a.Settings.Partition.MaxRetireBytes,
 		Log: a.Log.With(zap.String("part", "partitions")), Registerer: a.Registry,
 	})
 }

@@ -30,6 +30,7 @@ type Settings struct {
 	Partition struct {
 		RetentionDays, PremakeDays, ArchiveDays int
 		Expired                                 string
+		MaxRetireBytes                          int64
 	}
 	Quarantine struct {
 		RetentionDays int
@@ -98,6 +99,7 @@ func (s *Settings) keys(listen string) []key {
 		integer("partition.premake_days", &s.Partition.PremakeDays, "4", "days created ahead"),
 		text("partition.expired", &s.Partition.Expired, "archive", "archive or drop, for a day past its retention"),
 		integer("partition.archive_days", &s.Partition.ArchiveDays, "90", "days kept in all, counted from today; a day of the archive older than that is dropped"),
+		size("partition.max_retire_bytes", &s.Partition.MaxRetireBytes, "0", "most that one round archives, detaches or drops of one table, 0 for no limit; a day that is larger alone stays"),
 		integer("quarantine.retention_days", &s.Quarantine.RetentionDays, "30", "days kept in quarantine"),
 		size("quarantine.max_bytes", &s.Quarantine.MaxBytes, "1073741824", "size of the quarantine; past it, a message's bytes are dropped"),
 

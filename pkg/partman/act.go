@@ -17,7 +17,7 @@ var ErrBusy = errors.New("another instance holds the partition lock")
 // ErrChanged is returned by Apply for an action that the catalog no longer asks for in the same words.
 var ErrChanged = errors.New("the catalog has changed since the plan was made")
 
-// Plan inspects one table and returns its plan, limited to MaxRetire partitions that leave. The table is named with its
+// Plan inspects one table and returns its plan, limited to what one round takes. The table is named with its
 // schema, or without if that is Config.Schema.
 func (m *Manager) Plan(ctx context.Context, table string) (Plan, error) {
 	p, err := m.policy(ctx, table)
@@ -28,7 +28,7 @@ func (m *Manager) Plan(ctx context.Context, table string) (Plan, error) {
 	if err != nil {
 		return Plan{}, err
 	}
-	return NewPlan(p, s, s.Now).Limit(m.cfg.MaxRetire), nil
+	return NewPlan(p, s, s.Now).limit(m.cfg.budget()), nil
 }
 
 // Apply carries out the actions of the plan in order and nothing else. Before each the catalog is read again under the
@@ -42,7 +42,7 @@ func (m *Manager) Apply(ctx context.Context, plan Plan) (Result, error) {
 	}
 	for _, a := range plan.Actions {
 		choose := func(s Snapshot) (Action, bool) { return find(NewPlan(p, s, plan.Now), a) }
-		acted, err := m.step(ctx, p, a.loop(), choose, &result)
+		acted, err := m.step(ctx, p, a.Loop(), choose, &result)
 		if err == nil && !acted {
 			err = ErrChanged
 		}
@@ -50,7 +50,11 @@ func (m *Manager) Apply(ctx context.Context, plan Plan) (Result, error) {
 			return result, fmt.Errorf("%s %s %s: %w", a.Kind, p, a.Partition, err)
 		}
 	}
-	return result, nil
+	s, err := m.inspect(ctx, m.cfg.Pool, p)
+	if err != nil {
+		return result, err
+	}
+	return result, m.complete(ctx, p, s)
 }
 
 func find(plan Plan, a Action) (Action, bool) {
@@ -67,15 +71,14 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 	var faults []error
 	var unacted error // what kept the round from even trying an action
 	tried := make(map[string]bool)
-	leaving := 0
+	budget := m.cfg.budget()
+	var last Snapshot
 	choose := func(s Snapshot) (Action, bool) {
+		last = s
 		m.observe(p, s)
 		for _, a := range NewPlan(p, s, s.Now).Actions {
-			if a.loop() != loop || tried[a.key()] || a.Kind.retires() && leaving >= m.cfg.MaxRetire {
+			if a.Loop() != loop || tried[a.key()] || !budget.takes(a) {
 				continue
-			}
-			if a.Kind.retires() {
-				leaving++
 			}
 			tried[a.key()] = true
 			return a, true
@@ -101,10 +104,13 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 			break
 		}
 	}
-	err := errors.Join(faults...)
 	if loop == RetireLoop {
-		m.observeRefused(p, *result, err)
+		if err := m.complete(ctx, p, last); err != nil {
+			faults = append(faults, fmt.Errorf("table %q: %w", p.String(), err))
+		}
+		m.observeRefused(p, last, *result, errors.Join(faults...))
 	}
+	err := errors.Join(faults...)
 	m.observeFault(p, loop, err, unacted)
 	return err
 }
@@ -183,7 +189,7 @@ func (m *Manager) run(ctx context.Context, conn *pgxpool.Conn, p Policy, a Actio
 		for list[0].Tx != 0 && n < len(list) && list[n].Tx == list[0].Tx {
 			n++
 		}
-		if err := m.group(ctx, conn, p, a, list[:n]); err != nil {
+		if err := m.group(ctx, conn, p, a, list[:n], len(a.Statements)-len(list)); err != nil {
 			return err
 		}
 		list = list[n:]
@@ -191,37 +197,48 @@ func (m *Manager) run(ctx context.Context, conn *pgxpool.Conn, p Policy, a Actio
 	return nil
 }
 
-func (m *Manager) group(ctx context.Context, conn *pgxpool.Conn, p Policy, a Action, list []Statement) error {
-	switch {
-	case list[0].Hook == HookPrepare:
-		if m.cfg.Prepare == nil {
-			return nil
+func (m *Manager) group(ctx context.Context, conn *pgxpool.Conn, p Policy, a Action, list []Statement, first int) error {
+	if list[0].Tx != 0 {
+		if err := m.retry(ctx, conn, a, list, first); err != nil {
+			return err
 		}
-		if err := m.cfg.Prepare(ctx, a.retiring()); err != nil {
-			return fmt.Errorf("prepare: %w", err)
-		}
+		m.cfg.Step(ctx, Point{a, first + len(list) - 1, AfterCommit})
 		return nil
-	case list[0].Tx == 0:
-		return m.outside(ctx, conn, list[0])
-	default:
-		return m.retry(ctx, conn, a, list)
 	}
+	var err error
+	switch {
+	case list[0].Hook == HookPrepare && m.cfg.Prepare == nil:
+	case list[0].Hook == HookPrepare:
+		if err = m.cfg.Prepare(ctx, a.retiring()); err != nil {
+			err = fmt.Errorf("prepare: %w", err)
+		}
+	case list[0].Hook == HookRecount:
+		err = m.recountRows(ctx, conn, a)
+	default:
+		err = m.outside(ctx, conn, list[0])
+	}
+	if err == nil {
+		m.cfg.Step(ctx, Point{a, first, AfterStatement})
+	}
+	return err
 }
 
 // transaction runs one group once. lock_timeout bounds each wait for a lock; the time zone is set for the sake of whatever
 // a hook does, our own literals carry their offset.
-func (m *Manager) transaction(ctx context.Context, conn *pgxpool.Conn, a Action, list []Statement) error {
+func (m *Manager) transaction(ctx context.Context, conn *pgxpool.Conn, a Action, list []Statement, first int) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		settings := fmt.Sprintf("set local lock_timeout = '%dms'; set local statement_timeout = '%dms'; set local timezone = 'UTC'; "+
 			"set local standard_conforming_strings = on", m.cfg.LockTimeout.Milliseconds(), m.cfg.Deadline.Milliseconds())
 		if _, err := tx.Exec(ctx, settings); err != nil {
 			return fmt.Errorf("set timeouts: %w", err)
 		}
-		for _, s := range list {
+		for n, s := range list {
 			if err := m.one(ctx, tx, a, s); err != nil {
 				return &statementError{s, err}
 			}
+			m.cfg.Step(ctx, Point{a, first + n, AfterStatement})
 		}
+		m.cfg.Step(ctx, Point{a, first + len(list) - 1, BeforeCommit})
 		return nil
 	})
 }
@@ -240,6 +257,10 @@ func (m *Manager) one(ctx context.Context, tx pgx.Tx, a Action, s Statement) err
 		return verifyIndexes(ctx, tx, a)
 	case HookDetached:
 		return verifyDetached(ctx, tx, a.detached)
+	case HookCount:
+		return m.countRows(ctx, tx, a)
+	case HookWanted:
+		return m.verifyWanted(ctx, tx, a)
 	default:
 		return fmt.Errorf("hook %q is unknown inside a transaction", s.Hook)
 	}

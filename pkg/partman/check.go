@@ -25,6 +25,10 @@ const (
 	Stray           Code = "stray"            // a table is named like a partition and is none
 	PastRetention   Code = "past_retention"   // a partition should have gone, or cannot go
 	ArchiveNotReady Code = "archive_mismatch" // the archive cannot take partitions of this table
+	Missing         Code = "missing"          // a past step has no partition, between others
+	ClockDoubt      Code = "clock"            // the database's clock cannot be right, so nothing retires
+	Unconfirmed     Code = "unconfirmed"      // a policy that keeps less waits for a person's word
+	RowsDiffer      Code = "rows"             // a day has other rows in the archive than it had in the table
 	Failed          Code = "failed"           // an action or a whole round failed; only a Manager knows of it
 )
 
@@ -62,6 +66,9 @@ func Check(p Policy, s Snapshot, now time.Time) []Finding {
 	c := checker{p: p, s: s, now: now.UTC()}
 	c.coverage()
 	c.table()
+	c.clock()
+	c.pending()
+	c.rows()
 	for _, leaf := range s.Partitions {
 		c.leaf(leaf)
 		c.retention(leaf)
@@ -74,6 +81,7 @@ type checker struct {
 	p     Policy
 	s     Snapshot
 	now   time.Time
+	doubt bool // the clock cannot be right: what is due by it is not
 	found []Finding
 }
 
@@ -86,14 +94,17 @@ func (c *checker) add(code Code, partition, format string, args ...any) {
 
 const dayLayout = "2006-01-02"
 
-// coverage finds steps without a partition, today's and the premade ones. A past step that has none, as after a time
-// without rounds, is as it should be: no row comes for it any more, and no plan makes it.
+// coverage finds steps without a partition: today's, the premade ones, and what is missing of the past that is kept.
 func (c *checker) coverage() {
 	if c.p.Premake == NoPremake {
 		return
 	}
 	if Runway(c.s, c.now) == 0 {
 		c.add(NoCurrent, "", "no partition takes a row of %s", c.p.Step.floor(c.now).Format(dayLayout))
+	}
+	past := past(c.p, c.s, c.now)
+	for _, gap := range uncovered(past, c.s.Partitions) {
+		c.add(Missing, "", "no partition for [%s, %s), and older ones are there", gap.from.Format(time.RFC3339), gap.to.Format(time.RFC3339))
 	}
 	ready := 0
 	for _, r := range Expected(c.p, c.now)[1:] {
@@ -174,9 +185,9 @@ func (c *checker) index(leaf Partition, d drift) {
 }
 
 func (c *checker) retention(leaf Partition) {
-	switch why := cannotRetire(c.p, c.s, leaf, c.now); why {
-	case notExpired:
-	case "":
+	switch why := cannotRetire(c.p, c.s, leaf, c.now); {
+	case why == notExpired, c.doubt:
+	case why == "":
 		if c.now.Sub(c.p.dueSince(leaf.To)) > overdue {
 			c.add(PastRetention, leaf.Name, "%s", dueToGo(c.p, leaf.To, c.now))
 		}
@@ -198,7 +209,12 @@ func dueToDrop(p Policy, d Detached) string {
 
 func (c *checker) leftovers() {
 	for _, d := range c.s.Detached {
-		if c.now.Sub(d.At) > c.p.grace()+overdue {
+		if c.doubt || c.now.Sub(d.At) < c.p.grace() {
+			continue
+		}
+		if why := hindrance(c.s, d.From, d.To, d.Bytes); why != nil {
+			c.add(Leftover, d.Name, "%s; cannot go: %s", dueToDrop(c.p, d), why.Detail)
+		} else if c.now.Sub(d.At) > c.p.grace()+overdue {
 			c.add(Leftover, d.Name, "%s", dueToDrop(c.p, d))
 		}
 	}

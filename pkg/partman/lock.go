@@ -99,9 +99,9 @@ func lockFault(err error) bool {
 
 // retry runs a transaction until it got its locks: after 55P03 and 40P01 only, at least Pause apart, so that what queued
 // behind a try has long gone on before the next one.
-func (m *Manager) retry(ctx context.Context, conn *pgxpool.Conn, a Action, list []Statement) error {
+func (m *Manager) retry(ctx context.Context, conn *pgxpool.Conn, a Action, list []Statement, first int) error {
 	for try := 1; ; try++ {
-		err := m.transaction(ctx, conn, a, list)
+		err := m.transaction(ctx, conn, a, list, first)
 		state := sqlState(err)
 		if err == nil || state != lockNotAvailable && state != deadlockDetected {
 			return err

@@ -20,7 +20,7 @@ func TestBlockerIsNamed(t *testing.T) {
 	h := newHouse(t, func(c *partman.Config) { c.Tries = 3 }, live(), archive())
 	h.oldDay(8, 10)
 	analyst := h.begin("analyst", "select count(*) from telemetry")
-	if got := kinds(h.once(partman.CreateLoop)); got != "[create create create]" {
+	if got := kinds(h.once(partman.CreateLoop)); got != created(10) {
 		t.Errorf("beside a reader the create round did %s", got)
 	}
 	_, err := h.m.RunOnce(h.ctx, partman.RetireLoop)
@@ -140,7 +140,7 @@ func TestOneManagerActs(t *testing.T) {
 	if _, err := other.Apply(h.ctx, plan); !errors.Is(err, partman.ErrBusy) {
 		t.Errorf("apply beside a busy loop: %v", err)
 	}
-	if r, err := other.RunOnce(h.ctx, partman.CreateLoop); err != nil || kinds(r) != "[create create create]" {
+	if r, err := other.RunOnce(h.ctx, partman.CreateLoop); err != nil || kinds(r) != created(10) {
 		t.Errorf("the second created %s: %v", kinds(r), err)
 	}
 	close(goOn)

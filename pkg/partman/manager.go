@@ -80,6 +80,13 @@ type Config struct {
 	// MaxRetire is the most partitions of one table that one round archives, detaches or drops: 4. After a month without
 	// a run that is 48 an hour, and a wrong clock or policy is noticed before it has cost much.
 	MaxRetire int
+	// MaxRetireBytes is the most that they may hold together, indexes and TOAST included; a partition that is larger alone
+	// is a finding and stays. 0 is no limit, the default: one that an ordinary day of a busy table exceeds fills the disk.
+	MaxRetireBytes int64
+	// Host, for tests, is this host's clock, which is compared with the database's.
+	Host func() time.Time
+	// Step, for tests, is called after each statement and hook of an action, and before and after each commit.
+	Step func(ctx context.Context, p Point)
 	// Now, for tests, turns the database's time into the one that decides.
 	Now func(database time.Time) time.Time
 }
@@ -104,6 +111,12 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Now == nil {
 		c.Now = func(t time.Time) time.Time { return t }
+	}
+	if c.Host == nil {
+		c.Host = time.Now
+	}
+	if c.Step == nil {
+		c.Step = func(context.Context, Point) {}
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()

@@ -18,7 +18,11 @@ const (
 	Reindex Kind = "index"   // build, attach or remove an index of a leaf
 	Storage Kind = "storage" // set a leaf's storage parameters
 	Analyze Kind = "analyze" // gather the parent's statistics
+	Count   Kind = "count"   // count again the rows of a day that has moved
 )
+
+// Kinds lists them all.
+var Kinds = []Kind{Create, Move, Detach, Drop, Reindex, Storage, Analyze, Count}
 
 // Hook names a step of an action that is code and not SQL.
 type Hook string
@@ -29,6 +33,9 @@ const (
 	HookGuard    Hook = "guard"    // Config.Guard, in the transaction and under its lock
 	HookIndexes  Hook = "indexes"  // no index of the leaf is doubled, each of the parent's is attached
 	HookDetached Hook = "detached" // the table is still the detached one, marked and attached to nothing
+	HookCount    Hook = "count"    // the rows are counted, and a hold notes how many, until they have been counted again
+	HookWanted   Hook = "wanted"   // no hold and no change of the policy since the plan was made
+	HookRecount  Hook = "recount"  // the rows are counted again, outside any transaction
 )
 
 // Statement is one step of an action: SQL, or a hook.
@@ -64,6 +71,11 @@ type Action struct {
 	subject string
 	// detached is the mark that a drop must find.
 	detached Detached
+	// archive is the table to which a move goes.
+	archive string
+	// bytes is the size of what leaves, and now the instant of the plan that says so.
+	bytes int64
+	now   time.Time
 }
 
 // Plan is what brings one table to its policy, in the order in which it is done.
@@ -89,28 +101,55 @@ func NewPlan(p Policy, s Snapshot, now time.Time) Plan {
 
 // Limit returns the plan with at most n partitions dropped, archived or detached, the first. Other actions stay.
 func (p Plan) Limit(n int) Plan {
+	return p.limit(budget{partitions: n})
+}
+
+func (p Plan) limit(b budget) Plan {
 	var kept []Action
 	for _, a := range p.Actions {
-		if a.Kind.retires() {
-			if n <= 0 {
-				continue
-			}
-			n--
+		if b.takes(a) {
+			kept = append(kept, a)
 		}
-		kept = append(kept, a)
 	}
 	p.Actions = kept
 	return p
 }
 
+// budget is what one round may still take of a table.
+type budget struct {
+	partitions int
+	// bytes counts only where it is limited.
+	bytes   int64
+	limited bool
+}
+
+func (c Config) budget() budget {
+	return budget{c.MaxRetire, c.MaxRetireBytes, c.MaxRetireBytes > 0}
+}
+
+// takes says whether an action is within the budget, and takes it from there. After the first that is not none is: the
+// oldest go first.
+func (b *budget) takes(a Action) bool {
+	if !a.Kind.retires() {
+		return true
+	}
+	if b.partitions <= 0 || b.limited && a.bytes > b.bytes {
+		b.partitions = 0
+		return false
+	}
+	b.partitions--
+	b.bytes -= a.bytes
+	return true
+}
+
 func (k Kind) retires() bool { return k == Move || k == Detach || k == Drop }
 
-// loop is the one that carries out the action.
-func (a Action) loop() Loop {
+// Loop is the one that carries out the action.
+func (a Action) Loop() Loop {
 	switch {
 	case a.Kind == Create:
 		return CreateLoop
-	case a.Kind.retires() || a.pastRetention:
+	case a.Kind.retires() || a.Kind == Count || a.pastRetention:
 		return RetireLoop
 	default:
 		return HealthLoop

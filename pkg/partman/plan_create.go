@@ -48,7 +48,27 @@ func planCreate(p Policy, s Snapshot, now time.Time, names names) []Action {
 			actions = append(actions, createAction(p, s, gap, names))
 		}
 	}
+	past := past(p, s, now)
+	for from := past.from; from.Before(past.to); from = p.Step.next(p.Step.floor(from), 1) {
+		for _, gap := range uncovered(span{from, p.Step.next(p.Step.floor(from), 1)}, s.Partitions) {
+			actions = append(actions, createAction(p, s, gap, names))
+		}
+	}
 	return actions
+}
+
+// past is what should be covered before the current step: from the oldest partition on, as far as the retention goes. A
+// part without one is from days without a run. Rows hardly come for it; but who reads a day, or puts one back, expects its
+// partition. It is empty where all is kept: nobody can tell a gap there from the way the table was begun.
+func past(p Policy, s Snapshot, now time.Time) span {
+	from, limited := Boundary(p, now)
+	if !limited || p.Premake == NoPremake || len(s.Partitions) == 0 || s.Default != "" {
+		return span{}
+	}
+	if oldest := s.Partitions[0]; !oldest.OpenFrom && oldest.From.After(from) {
+		from = oldest.From
+	}
+	return span{from, p.Step.floor(now)}
 }
 
 func createAction(p Policy, s Snapshot, r span, names names) Action {

@@ -40,12 +40,19 @@ func readMark(comment string) (m mark, ok bool) {
 	return m, m.comment() == comment
 }
 
-// planRetire lists the detached whose grace is over, then what is past retention, oldest first.
+// planRetire lists what is still to be counted, the detached whose grace is over, then what is past retention, oldest first.
 func planRetire(p Policy, s Snapshot, now time.Time, names names) []Action {
-	var actions []Action
+	actions := planCounts(p, s)
+	if clockFault(p, s, now) != "" {
+		return actions
+	}
+	retire := func(a Action, bytes int64) {
+		a.bytes, a.now = bytes, now
+		actions = append(actions, a)
+	}
 	for _, d := range s.Detached {
-		if now.Sub(d.At) >= p.grace() {
-			actions = append(actions, dropAction(p, d))
+		if now.Sub(d.At) >= p.grace() && hindrance(s, d.From, d.To, d.Bytes) == nil {
+			retire(dropAction(p, d), d.Bytes)
 		}
 	}
 	for _, leaf := range s.Partitions {
@@ -53,9 +60,9 @@ func planRetire(p Policy, s Snapshot, now time.Time, names names) []Action {
 			continue
 		}
 		if p.Expired == ExpiredArchive {
-			actions = append(actions, moveAction(p, s, leaf, names))
+			retire(moveAction(p, s, leaf, names), leaf.Bytes)
 		} else {
-			actions = append(actions, detachAction(p, leaf, now))
+			retire(detachAction(p, leaf, now), leaf.Bytes)
 		}
 	}
 	return actions
@@ -69,6 +76,9 @@ func cannotRetire(p Policy, s Snapshot, leaf Partition, now time.Time) string {
 	boundary, ok := Boundary(p, now)
 	if !ok || !leaf.expired(boundary) {
 		return notExpired
+	}
+	if b := hindrance(s, leaf.From, leaf.To, leaf.Bytes); b != nil {
+		return b.Detail
 	}
 	switch {
 	case leaf.Kind != "r":
@@ -115,7 +125,7 @@ func (c CatalogIndex) availableOn(leaf Partition) bool {
 }
 
 func moveAction(p Policy, s Snapshot, leaf Partition, names names) Action {
-	a := Action{Kind: Move, Schema: p.Schema, Table: p.Table, Partition: leaf.Name, From: leaf.From, To: leaf.To, leafSchema: leaf.Schema}
+	a := Action{Kind: Move, Schema: p.Schema, Table: p.Table, Partition: leaf.Name, From: leaf.From, To: leaf.To, leafSchema: leaf.Schema, archive: p.ArchiveTable}
 	live, name := p.String(), leaf.Schema+"."+leaf.Name
 	archive := p.Schema + "." + p.ArchiveTable
 	table := ident(leaf.Schema, leaf.Name)
@@ -145,7 +155,8 @@ func moveAction(p Policy, s Snapshot, leaf Partition, names names) Action {
 	}
 	// SHARE on the leaf until the end: late writes to this past day wait, reads go on.
 	add(tx, "SHARE", []string{name}, "no row of this day changes from here on", "lock table %s in share mode", table)
-	a.Statements = append(a.Statements, Statement{Tx: tx, Hook: HookGuard, Why: "may this day go?"})
+	a.Statements = append(a.Statements, Statement{Tx: tx, Hook: HookGuard, Why: "may this day go?"},
+		Statement{Tx: tx, Hook: HookCount, Why: "how many rows it has; a hold notes that"}, wanted(tx))
 	// ACCESS EXCLUSIVE on the archive, the leaf and the table, until commit, some milliseconds later. The table comes
 	// last: writers queue behind the request for it, and for no other.
 	add(tx, "ACCESS EXCLUSIVE", []string{archive, name, live}, "the move is one step for every reader; the live table last",
@@ -159,7 +170,13 @@ func moveAction(p Policy, s Snapshot, leaf Partition, names names) Action {
 	// ACCESS EXCLUSIVE on the leaf, held already.
 	add(tx, "ACCESS EXCLUSIVE", []string{name}, "the partition's own bounds say the same now",
 		"alter table %s drop constraint %s", table, ident(boundsCheck))
+	a.Statements = append(a.Statements, recountStatement(leaf.Schema, leaf.Name))
 	return a
+}
+
+// wanted is the last look before locks that others wait for.
+func wanted(tx int) Statement {
+	return Statement{Tx: tx, Hook: HookWanted, Why: "nobody holds it, and the policy is as it was"}
 }
 
 func boundsExpression(key string, k KeyType, leaf Partition) string {
@@ -180,6 +197,7 @@ func detachAction(p Policy, leaf Partition, now time.Time) Action {
 			SQL: fmt.Sprintf("lock table %s in share mode", table),
 		},
 		{Tx: 1, Hook: HookGuard, Why: "may this day go?"},
+		wanted(1),
 		// ACCESS EXCLUSIVE on the leaf and the table, until commit. The table comes last: writers queue behind it only.
 		{
 			Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{name, p.String()}, Why: "the live table last",
@@ -211,6 +229,7 @@ func dropAction(p Policy, d Detached) Action {
 				SQL: fmt.Sprintf("lock table %s in access exclusive mode", table),
 			},
 			{Tx: 1, Hook: HookDetached, Why: "it is still that table, marked and attached to nothing"},
+			wanted(1),
 			{
 				Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{name}, Why: "gives the space back",
 				SQL: fmt.Sprintf("drop table %s", table),

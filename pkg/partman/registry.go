@@ -41,7 +41,10 @@ alter table %[1]s
 	add column if not exists grace         interval    not null default '0',
 	add column if not exists indexes       jsonb       not null default '[]',
 	add column if not exists storage       jsonb       not null default '{}',
-	add column if not exists updated_at    timestamptz not null default now()`
+	add column if not exists updated_at    timestamptz not null default now(),
+	add column if not exists last_run      timestamptz,
+	add column if not exists pending       jsonb,
+	add column if not exists held          jsonb       not null default '[]'`
 
 // Install creates the table of policies, partition_policy, in schema, or brings an older one up to date. It is idempotent
 // and safe to call from several programs at once.
@@ -65,11 +68,11 @@ func Install(ctx context.Context, db DB, schema string) error {
 }
 
 const installedSQL = `
-select count(*) = 12 from pg_attribute a
+select count(*) = 15 from pg_attribute a
   join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
  where n.nspname = $1 and c.relname = 'partition_policy' and not a.attisdropped and a.attname = any (array[
        'table_schema', 'table_name', 'key_column', 'step', 'premake', 'retention', 'expired', 'archive_table',
-       'grace', 'indexes', 'storage', 'updated_at'])`
+       'grace', 'indexes', 'storage', 'updated_at', 'last_run', 'pending', 'held'])`
 
 func installed(ctx context.Context, tx pgx.Tx, schema string) (complete bool, err error) {
 	err = tx.QueryRow(ctx, installedSQL, schema).Scan(&complete)
@@ -77,16 +80,18 @@ func installed(ctx context.Context, tx pgx.Tx, schema string) (complete bool, er
 }
 
 const registerSQL = `
-insert into %s as p (table_schema, table_name, key_column, step, premake, retention, expired, archive_table, grace, indexes, storage)
-values ($1, $2, $3, $4, $5, $6, $7, $8, make_interval(secs => $9), $10, $11)
+insert into %s as p (table_schema, table_name, key_column, step, premake, retention, expired, archive_table, grace, indexes, storage, pending)
+values ($1, $2, $3, $4, $5, $6, $7, $8, make_interval(secs => $9), $10, $11, $12)
 on conflict (table_schema, table_name) do update set
 	key_column = excluded.key_column, step = excluded.step, premake = excluded.premake, retention = excluded.retention,
 	expired = excluded.expired, archive_table = excluded.archive_table, grace = excluded.grace,
-	indexes = excluded.indexes, storage = excluded.storage, updated_at = now()`
+	indexes = excluded.indexes, storage = excluded.storage, pending = excluded.pending, updated_at = now()`
 
-// Register puts a table under management, or changes its policy. It returns the policy that went before: nil where there
-// was none, one Equal to p where nothing changed and nothing was written. The policy is validated; the table need not
-// exist yet. Grace is kept to the microsecond.
+// Register puts a table under management, or changes its policy. It returns the policy that was registered before: nil where
+// there was none, one Equal to p where nothing changed and nothing was written. The policy is validated; the table need not
+// exist yet. Grace is kept to the microsecond. In what a policy keeps less than the one
+// in force, its [Retention] is only noted, until [Manager.Confirm]; one that keeps as much or more is in force at once, and
+// nothing waits any more.
 func Register(ctx context.Context, db DB, schema string, p Policy) (previous *Policy, err error) {
 	if err := p.Validate(); err != nil {
 		return nil, err
@@ -101,13 +106,23 @@ func Register(ctx context.Context, db DB, schema string, p Policy) (previous *Po
 		if err != nil {
 			return err
 		}
-		if len(list) > 0 {
-			previous = &list[0]
-			if previous.Equal(p) {
-				return nil
-			}
+		if len(list) == 0 {
+			return writePolicy(ctx, tx, schema, p, nil)
 		}
-		return writePolicy(ctx, tx, schema, p)
+		inForce := list[0]
+		r, err := readRecord(ctx, tx, schema, p, true)
+		if err != nil {
+			return err
+		}
+		registered := inForce.with(r.Pending)
+		if previous = &registered; registered.Equal(p) {
+			return nil
+		}
+		if kept := inForce.keeping(p); !kept.Equal(p) {
+			wanted := p.retention()
+			return writePolicy(ctx, tx, schema, kept, &wanted)
+		}
+		return writePolicy(ctx, tx, schema, p, nil)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("register %q in schema %q: %w", p.String(), schema, err)
@@ -115,7 +130,7 @@ func Register(ctx context.Context, db DB, schema string, p Policy) (previous *Po
 	return previous, nil
 }
 
-func writePolicy(ctx context.Context, tx pgx.Tx, schema string, p Policy) error {
+func writePolicy(ctx context.Context, tx pgx.Tx, schema string, p Policy, pending *Retention) error {
 	indexes, err := json.Marshal(p.Indexes)
 	if err != nil {
 		return fmt.Errorf("indexes: %w", err)
@@ -128,7 +143,7 @@ func writePolicy(ctx context.Context, tx pgx.Tx, schema string, p Policy) error 
 		storage = map[string]string{}
 	}
 	_, err = tx.Exec(ctx, fmt.Sprintf(registerSQL, ident(schema, "partition_policy")), p.Schema, p.Table, p.Key, string(p.Step),
-		p.Premake, p.Retention, p.Expired, p.ArchiveTable, p.Grace.Seconds(), indexes, storage)
+		p.Premake, p.Retention, p.Expired, p.ArchiveTable, p.Grace.Seconds(), indexes, storage, pending)
 	return err
 }
 
@@ -164,4 +179,29 @@ func scanPolicy(row pgx.CollectableRow) (Policy, error) {
 	}
 	p.Grace = time.Duration(grace) * time.Microsecond
 	return p, nil
+}
+
+const recordSQL = `select last_run, pending, held from %s where (table_schema, table_name) = ($1, $2)`
+
+// readRecord reads what is remembered of a table, nothing where it has no policy. forUpdate makes whoever writes it wait
+// for the end of the transaction.
+func readRecord(ctx context.Context, db DB, schema string, p Policy, forUpdate bool) (Record, error) {
+	sql := fmt.Sprintf(recordSQL, ident(schema, "partition_policy"))
+	if forUpdate {
+		sql += " for no key update"
+	}
+	r := Record{Schema: schema}
+	rows, err := db.Query(ctx, sql, p.Schema, p.Table)
+	if err != nil {
+		return r, err
+	}
+	var last *time.Time
+	_, err = pgx.ForEachRow(rows, []any{&last, &r.Pending, &r.Held}, func() error { return nil })
+	if err != nil {
+		return r, fmt.Errorf("read the record of table %q: %w", p.String(), err)
+	}
+	if last != nil {
+		r.LastRun = last.UTC()
+	}
+	return r, nil
 }

@@ -297,6 +297,9 @@ func TestReattachedIsKept(t *testing.T) {
 	if _, err := partman.Register(h.ctx, h.pool, "public", p); err != nil {
 		t.Fatal(err)
 	}
+	if _, _, err := h.m.Confirm(h.ctx, "telemetry"); err != nil {
+		t.Fatal(err)
+	}
 	from := h.today.AddDate(0, 0, -8)
 	h.exec(fmt.Sprintf("alter table telemetry attach partition %s for values from ('%s') to ('%s')", name,
 		from.Format(time.RFC3339), from.AddDate(0, 0, 1).Format(time.RFC3339)))
@@ -333,7 +336,7 @@ func TestFailedPrepare(t *testing.T) {
 	if _, err := h.m.RunOnce(h.ctx, partman.RetireLoop); !errors.Is(err, cause) {
 		t.Errorf("retire round: %v", err)
 	}
-	if got := kinds(h.once(partman.CreateLoop)); got != "[create create create]" {
+	if got := kinds(h.once(partman.CreateLoop)); got != created(10) {
 		t.Errorf("create round did %s", got)
 	}
 	if n := h.metric("plenum_partition_retire_blocked", "reason=error", "table=telemetry"); n != 1 {

@@ -40,6 +40,12 @@ type Snapshot struct {
 	Taken []string
 	// Analyzed is when the parent was last analyzed; zero if never, as far as the statistics know.
 	Analyzed time.Time
+	// Record is what partition_policy remembers of the table. A Manager sets it, and what follows; Inspect does not.
+	Record Record
+	// Skew is by how much the database's clock was ahead of this host's.
+	Skew time.Duration
+	// MaxRetireBytes is Config's; 0 where there is no limit. Bytes of what is due are measured then, and no estimates.
+	MaxRetireBytes int64
 }
 
 // Archive is what is known of the table that takes expired partitions.
@@ -144,6 +150,9 @@ type span struct{ from, to time.Time }
 
 // uncovered returns the parts of want that no partition holds, in order.
 func uncovered(want span, partitions []Partition) []span {
+	if !want.from.Before(want.to) {
+		return nil
+	}
 	left := []span{want}
 	for _, p := range partitions {
 		var rest []span

@@ -61,6 +61,8 @@ type Listed struct {
 	// partition is locked just now.
 	Rows  int64 `json:"rows"`
 	Bytes int64 `json:"bytes"`
+	// Held is the hold that keeps it; nil where none does.
+	Held *Hold `json:"held,omitempty"`
 }
 
 // List returns all partitions of all tables, the detached ones included, ordered by table and lower bound.
@@ -80,21 +82,27 @@ func (m *Manager) List(ctx context.Context) ([]Listed, error) {
 			case !leaf.OpenFrom && leaf.From.After(s.Now):
 				state = Future
 			}
-			list = append(list, Listed{p.Schema, p.Table, leaf.Name, leaf.From, leaf.To, state, leaf.Rows, leaf.Bytes})
+			list = append(list, Listed{p.Schema, p.Table, leaf.Name, leaf.From, leaf.To, state, leaf.Rows, leaf.Bytes, nil})
 			oids = append(oids, leaf.OID)
 		}
 		for _, d := range s.Detached {
-			list = append(list, Listed{p.Schema, p.Table, d.Name, d.From, d.To, IsDetached, -1, d.Bytes})
+			list = append(list, Listed{p.Schema, p.Table, d.Name, d.From, d.To, IsDetached, -1, d.Bytes, nil})
 			oids = append(oids, d.OID)
 		}
-		return m.sizes(ctx, oids, list[start:])
+		var estimates []*int64
+		for n := range list[start:] {
+			l := &list[start+n]
+			l.Held = s.Record.held(l.From, l.To)
+			estimates = append(estimates, &l.Bytes)
+		}
+		return m.sizes(ctx, oids, estimates)
 	})
 	return list, err
 }
 
 // sizes replaces the estimates by the files' sizes. pg_total_relation_size takes ACCESS SHARE on each table, so it gives
 // way to whoever holds one exclusively, and the estimates stay.
-func (m *Manager) sizes(ctx context.Context, oids []uint32, list []Listed) error {
+func (m *Manager) sizes(ctx context.Context, oids []uint32, estimates []*int64) error {
 	err := pgx.BeginFunc(ctx, m.cfg.Pool, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, fmt.Sprintf("set local lock_timeout = '%dms'", m.cfg.LockTimeout.Milliseconds())); err != nil {
 			return err
@@ -108,7 +116,7 @@ func (m *Manager) sizes(ctx context.Context, oids []uint32, list []Listed) error
 			return err
 		}
 		for n := range bytes {
-			list[n].Bytes = bytes[n]
+			*estimates[n] = bytes[n]
 		}
 		return nil
 	})
@@ -137,12 +145,40 @@ func (m *Manager) each(ctx context.Context, do func(Policy, Snapshot) error) err
 	return errors.Join(faults...)
 }
 
-func (m *Manager) inspect(ctx context.Context, db Beginner, p Policy) (Snapshot, error) {
+func (m *Manager) inspect(ctx context.Context, db interface {
+	Beginner
+	DB
+}, p Policy,
+) (Snapshot, error) {
 	s, err := Inspect(ctx, db, p)
-	if err == nil {
-		s.Now = m.cfg.Now(s.Now)
+	if err != nil {
+		return s, err
+	}
+	s.Skew = s.Now.Sub(m.cfg.Host())
+	s.Now = m.cfg.Now(s.Now)
+	if s.Record, err = readRecord(ctx, db, m.cfg.Schema, p, false); err != nil {
+		return s, fmt.Errorf("inspect table %q: %w", p.String(), err)
+	}
+	if s.MaxRetireBytes = m.cfg.MaxRetireBytes; s.MaxRetireBytes > 0 {
+		err = m.measure(ctx, p, &s)
 	}
 	return s, err
+}
+
+// measure replaces the estimated sizes of what is past retention by those of the files.
+func (m *Manager) measure(ctx context.Context, p Policy, s *Snapshot) error {
+	boundary, limited := Boundary(p, s.Now)
+	var oids []uint32
+	var bytes []*int64
+	for n, leaf := range s.Partitions {
+		if limited && leaf.expired(boundary) {
+			oids, bytes = append(oids, leaf.OID), append(bytes, &s.Partitions[n].Bytes)
+		}
+	}
+	for n, d := range s.Detached {
+		oids, bytes = append(oids, d.OID), append(bytes, &s.Detached[n].Bytes)
+	}
+	return m.sizes(ctx, oids, bytes)
 }
 
 // policy finds the policy of a table named with or without its schema.
@@ -168,9 +204,12 @@ func (m *Manager) label(p Policy) string {
 }
 
 // observeRefused sets how many partitions of the table the last round of retiring could not let go, by reason: the guard's
-// words, "lock" or "error".
-func (m *Manager) observeRefused(p Policy, r Result, err error) {
+// words, "held", "size", "clock", "policy", "lock" or "error".
+func (m *Manager) observeRefused(p Policy, s Snapshot, r Result, err error) {
 	m.metrics.blocked.DeletePartialMatch(prometheus.Labels{"table": m.label(p)})
+	for reason, n := range hindered(p, s, s.Now) {
+		m.metrics.blocked.WithLabelValues(m.label(p), reason).Set(float64(n))
+	}
 	for _, b := range r.Refused {
 		if b.Action.Schema == p.Schema && b.Action.Table == p.Table {
 			m.metrics.blocked.WithLabelValues(m.label(p), b.Blocked.Reason).Inc()

@@ -3,6 +3,7 @@ package partman_test
 import (
 	"crypto/rand"
 	"errors"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,14 @@ import (
 )
 
 func contains(text, part string) bool { return strings.Contains(text, part) }
+
+// sized is small in the suite, and full where PLENUM_PROVE is set.
+func sized[T any](small, full T) T {
+	if os.Getenv("PLENUM_PROVE") != "" {
+		return full
+	}
+	return small
+}
 
 func randomWord() string { return strings.ToLower(rand.Text()[:8]) }
 
