@@ -43,6 +43,9 @@ func inspect(ctx context.Context, db Beginner, p Policy) (s Snapshot, err error)
 	if err != nil {
 		return s, err
 	}
+	if err := p.fitsKey(root.snapshot.KeyType); err != nil {
+		return s, err
+	}
 	s = root.snapshot
 	if s.Partitions, s.Default, err = readPartitions(ctx, tx, root.oid); err != nil {
 		return s, err

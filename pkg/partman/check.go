@@ -84,8 +84,6 @@ func (c *checker) add(code Code, partition, format string, args ...any) {
 	})
 }
 
-const dayLayout = "2006-01-02"
-
 // coverage finds steps without a partition, today's and the premade ones. A past step that has none, as after a time
 // without rounds, is as it should be: no row comes for it any more, and no plan makes it.
 func (c *checker) coverage() {
@@ -93,7 +91,7 @@ func (c *checker) coverage() {
 		return
 	}
 	if Runway(c.s, c.now) == 0 {
-		c.add(NoCurrent, "", "no partition takes a row of %s", c.p.Step.floor(c.now).Format(dayLayout))
+		c.add(NoCurrent, "", "no partition takes a row of %s", c.p.Step.label(c.now))
 	}
 	ready := 0
 	for _, r := range Expected(c.p, c.now)[1:] {
@@ -188,7 +186,7 @@ func (c *checker) retention(leaf Partition) {
 // dueToGo says of a partition past retention, which ends at to, since when it is.
 func dueToGo(p Policy, to, now time.Time) string {
 	boundary, _ := Boundary(p, now)
-	return fmt.Sprintf("ends before %s and is due since %s", boundary.Format(dayLayout), p.dueSince(to).Format(time.RFC3339))
+	return fmt.Sprintf("ends before %s and is due since %s", p.Step.label(boundary), p.dueSince(to).Format(time.RFC3339))
 }
 
 // dueToDrop says of a detached partition when its grace ended.

@@ -44,8 +44,10 @@ func clip(name string, n int) string {
 	return name[:n]
 }
 
-// stem is what the names of a table's partitions begin with. It leaves room for the date.
-func (p Policy) stem() string { return clip(p.Table, maxName-len("_p20060102_99")) + "_p" }
+// stem is what the names of a table's partitions begin with. It leaves room for the step's start and a number behind it.
+func (p Policy) stem() string {
+	return clip(p.Table, maxName-len("_p_99")-len(p.Step.suffix(time.Time{}))) + "_p"
+}
 
 func (p Policy) leafName(from time.Time) string { return p.stem() + p.Step.suffix(from) }
 

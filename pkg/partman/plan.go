@@ -75,7 +75,7 @@ type Plan struct {
 }
 
 // NewPlan returns the statements that bring the table of s to p at the instant now. It is a pure function: bounds
-// decide, never names, and now decides only by its UTC day. Missing partitions come first, today's before all; then
+// decide, never names, and now decides only by its step in UTC. Missing partitions come first, today's before all; then
 // repairs; then detached partitions whose grace is over; then what is past retention, oldest first; then statistics.
 func NewPlan(p Policy, s Snapshot, now time.Time) Plan {
 	plan := Plan{Schema: p.Schema, Table: p.Table, Now: now.UTC()}
