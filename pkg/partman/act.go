@@ -238,6 +238,8 @@ func (m *Manager) one(ctx context.Context, tx pgx.Tx, a Action, s Statement) err
 		return m.cfg.Guard(ctx, tx, a.retiring())
 	case HookIndexes:
 		return verifyIndexes(ctx, tx, a)
+	case HookReplica:
+		return identify(ctx, tx, a)
 	case HookDetached:
 		return verifyDetached(ctx, tx, a.detached)
 	default:

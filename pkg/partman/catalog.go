@@ -47,6 +47,9 @@ func inspect(ctx context.Context, db Beginner, p Policy) (s Snapshot, err error)
 		return s, err
 	}
 	s = root.snapshot
+	if s.Traits, err = readTraits(ctx, tx, root.oid); err != nil {
+		return s, err
+	}
 	if s.Partitions, s.Default, err = readPartitions(ctx, tx, root.oid); err != nil {
 		return s, err
 	}

@@ -28,6 +28,7 @@ const (
 	HookPrepare  Hook = "prepare"  // Config.Prepare, outside any transaction
 	HookGuard    Hook = "guard"    // Config.Guard, in the transaction and under its lock
 	HookIndexes  Hook = "indexes"  // no index of the leaf is doubled, each of the parent's is attached
+	HookReplica  Hook = "replica"  // the leaf's part of the parent's index becomes its replica identity
 	HookDetached Hook = "detached" // the table is still the detached one, marked and attached to nothing
 )
 

@@ -137,7 +137,20 @@ func coverageCases(t *testing.T) []golden {
 	taken.Strays = []string{"telemetry_p20261122"}
 	fallback := snapshot(days("2026-11-22", 2)...)
 	fallback.Default = "telemetry_default"
+	rich := snapshot()
+	rich.Owner = "keeper"
+	rich.Traits = partman.Traits{
+		Tablespace: "fast", RowSecurity: true, ForceRowSecurity: true, ReplicaIdentity: "i", ReplicaIndex: "telemetry_key",
+		Columns: []partman.ColumnTrait{{Name: "kind", Statistics: 500, Options: []string{"n_distinct=-0.5"}}},
+		Grants: []partman.Grant{
+			{Role: "", Privileges: []string{"select"}},
+			{Role: "Clerk", Privileges: []string{"delete", "insert"}, Grantable: true},
+			{Role: "Clerk", Column: "kind", Privileges: []string{"select", "update"}},
+		},
+		Preset: []string{"", "reader"}, References: []string{"public.device"},
+	}
 	return []golden{
+		{"traits", live(), at("2026-11-22T10:00:00Z"), rich},
 		{"fresh", live(), at("2026-11-22T10:00:00Z"), snapshot()},
 		{"complete", live(), at("2026-11-22T10:00:00Z"), snapshot(days("2026-11-15", 10)...)},
 		{"session_in_kolkata", live(), at("2026-11-22T21:30:00Z").In(zone(t, "Asia/Kolkata")), snapshot()},
