@@ -105,7 +105,7 @@ func ensureToday(ctx context.Context, m *partman.Manager, s Settings) error {
 		if p.Premake == partman.NoPremake {
 			continue
 		}
-		if err := m.EnsureNow(ctx, p.String()); err != nil {
+		if err := m.EnsureNow(ctx, partman.FormatName(p.Schema, p.Table)); err != nil {
 			return err
 		}
 	}

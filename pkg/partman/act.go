@@ -36,7 +36,7 @@ func (m *Manager) Plan(ctx context.Context, table string) (Plan, error) {
 // ErrBusy. A guard's refusal is in the result, and the next action follows.
 func (m *Manager) Apply(ctx context.Context, plan Plan) (Result, error) {
 	var result Result
-	p, err := m.policy(ctx, plan.Schema+"."+plan.Table)
+	p, err := m.policy(ctx, FormatName(plan.Schema, plan.Table))
 	if err != nil {
 		return result, err
 	}

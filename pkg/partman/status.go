@@ -145,14 +145,18 @@ func (m *Manager) inspect(ctx context.Context, db Beginner, p Policy) (Snapshot,
 	return s, err
 }
 
-// policy finds the policy of a table named with or without its schema.
+// policy finds the policy of a table named as ParseName reads it, within Config.Schema.
 func (m *Manager) policy(ctx context.Context, table string) (Policy, error) {
 	policies, err := Policies(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
 		return Policy{}, err
 	}
+	schema, name, err := ParseName(table, m.cfg.Schema)
+	if err != nil {
+		return Policy{}, err
+	}
 	for _, p := range policies {
-		if p.String() == table || p.Schema == m.cfg.Schema && p.Table == table {
+		if p.Schema == schema && p.Table == name {
 			return p, nil
 		}
 	}

@@ -1,6 +1,7 @@
 package partman_test
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"strings"
@@ -38,3 +39,6 @@ func noticer(mu *sync.Mutex, list *[]string) func(*pgconn.PgConn, *pgconn.Notice
 		*list = append(*list, n.Message)
 	}
 }
+
+// background outlives the test, for its cleanup.
+var background = context.Background()
