@@ -60,30 +60,33 @@ const DefaultGrace = 24 * time.Hour
 // NoPremake as Policy.Premake says that partitions are never created, only moved in.
 const NoPremake = -1
 
+const maxPremake = 366
+
 // Policy says how one range-partitioned table is kept. The type of the key (timestamptz or date) is not part of it:
 // it is read from the catalog.
 type Policy struct {
 	// Schema and Table name the partitioned table.
-	Schema, Table string
+	Schema string `json:"schema"`
+	Table  string `json:"table"`
 	// Key is the table's only partition column.
-	Key string
+	Key string `json:"key"`
 	// Step is the width of a partition.
-	Step Step
+	Step Step `json:"step"`
 	// Premake is the number of partitions kept ready after the current one; NoPremake creates none at all.
-	Premake int
+	Premake int `json:"premake"`
 	// Retention is the number of partitions kept, the current one included: 8 is today and the seven days before.
 	// 0 keeps all.
-	Retention int
+	Retention int `json:"retention"`
 	// Expired is what becomes of older ones: ExpiredArchive or ExpiredDrop. Empty only where Retention is 0.
-	Expired string
+	Expired string `json:"expired,omitempty"`
 	// ArchiveTable is the partitioned table, in the same schema, to which expired partitions move.
-	ArchiveTable string
+	ArchiveTable string `json:"archive_table,omitempty"`
 	// Grace is how long a detached partition stays before it is dropped; 0 is DefaultGrace.
-	Grace time.Duration
+	Grace time.Duration `json:"grace,omitempty"`
 	// Indexes are those that each leaf has and its parent does not declare.
-	Indexes []Index
+	Indexes []Index `json:"indexes,omitempty"`
 	// Storage holds the leaves' storage parameters, which LIKE does not carry: fillfactor, autovacuum_….
-	Storage map[string]string
+	Storage map[string]string `json:"storage,omitempty"`
 }
 
 // Index is an index of each leaf that the partitioned parent cannot declare, such as a unique one without the partition key.
@@ -149,8 +152,8 @@ func (p Policy) Validate() error {
 	if p.Step != Day && p.Step != Hour {
 		bad("step %q: %q or %q is needed", p.Step, Day, Hour)
 	}
-	if p.Premake < NoPremake || p.Premake > 366 {
-		bad("premake %d: %d to 366 is possible", p.Premake, NoPremake)
+	if p.Premake < NoPremake || p.Premake > maxPremake {
+		bad("premake %d: %d to %d is possible", p.Premake, NoPremake, maxPremake)
 	}
 	if p.Retention < 0 {
 		bad("retention %d: 0 or more is possible", p.Retention)
