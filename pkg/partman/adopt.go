@@ -224,6 +224,8 @@ func (a *Adoption) index(c CatalogIndex, own []CatalogIndex, who string) {
 	switch {
 	case want.among(own) || slices.ContainsFunc(a.Policy.Indexes, func(i Index) bool { return i.matches(c) }):
 		return
+	case !c.Plain && slices.ContainsFunc(a.Misfits, func(m Misfit) bool { return strings.Contains(m.What, c.Tail) }):
+		return
 	case !c.Plain:
 		a.misfit(false, "", fmt.Sprintf("%s the index %q, %s, which no policy can say", who, c.Name, c.Tail),
 			"create it on the table itself: new partitions lack it otherwise")

@@ -61,6 +61,8 @@ func TestAdoptFromPgPartman(t *testing.T) {
 		p_start_partition => (now() - interval '14 days')::text)`)
 	h.exec("update partman.part_config set retention = '10 days', retention_keep_table = false")
 	h.exec("select partman.run_maintenance('Shop.Orders')")
+	// What the template has since is for new partitions, and for those of before as well.
+	h.exec(`create index on "Shop".template (note); alter table "Shop".template set (fillfactor = 85)`)
 	kept := h.number(`select count(*) from pg_inherits i join pg_class c on c.oid = i.inhrelid where inhparent = '"Shop"."Orders"'::regclass
 		and c.relname between 'Orders_p' and 'Orders_p' || to_char(now(), 'YYYY_MM_DD')`)
 	there := h.partitions()
@@ -68,7 +70,8 @@ func TestAdoptFromPgPartman(t *testing.T) {
 	a, told := h.adopt(nil)
 	want := partman.Policy{
 		Schema: "Shop", Table: "Orders", Key: "at", Step: partman.Day, Premake: 3, Retention: int(kept), Expired: partman.ExpiredDrop,
-		Indexes: []partman.Index{{Name: "i_id", Unique: true, Columns: []string{"id"}}}, Storage: map[string]string{"fillfactor": "80"},
+		Indexes: []partman.Index{{Name: "i_id", Unique: true, Columns: []string{"id"}}, {Name: "i_note", Columns: []string{"note"}}},
+		Storage: map[string]string{"fillfactor": "85"},
 	}
 	compareValue(t, want, a.Policy)
 	for _, part := range []string{
@@ -77,6 +80,9 @@ func TestAdoptFromPgPartman(t *testing.T) {
 		if !contains(told, part) {
 			t.Errorf("%q is missing in:\n%s", part, told)
 		}
+	}
+	if strings.Count(told, "lower(note)") != 1 {
+		t.Errorf("told twice:\n%s", told)
 	}
 	if !a.Blocked() || a.Source != `part_config of pg_partman in schema "partman"` || h.number("select count(*) from partition_policy") != 0 {
 		t.Errorf("blocked %t, from %s", a.Blocked(), a.Source)
