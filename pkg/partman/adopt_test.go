@@ -100,12 +100,12 @@ func TestAdoptFromPgPartman(t *testing.T) {
 	if got := kinds(h.once(partman.CreateLoop)) + kinds(h.once(partman.RetireLoop)); got != "[][]" || h.partitions() != there-1 {
 		t.Errorf("on the day of the adoption %s, and %d partitions; want nothing done and %d", got, h.partitions(), there-1)
 	}
+	h.once(partman.HealthLoop)
 	h.cfg.Now = func(now time.Time) time.Time { return now.AddDate(0, 0, 1) }
 	h.m, h.registry = h.manager(h.cfg)
 	if got := kinds(h.once(partman.CreateLoop)) + kinds(h.once(partman.RetireLoop)); got != "[create][detach]" {
 		t.Errorf("on the next day %s", got)
 	}
-	h.once(partman.HealthLoop)
 	h.clean()
 	if n := h.number("select count(*) from pg_indexes where schemaname = 'Shop' and indexname ~ '^Orders_p[0-9]{8}_i_id$'"); n == 0 {
 		t.Error("the new partition lacks the template's index")
