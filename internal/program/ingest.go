@@ -336,8 +336,12 @@ func (p *path) checkQuarantine(context.Context) []httpapi.Finding {
 }
 
 func (p *path) checkPartitions(context.Context) []httpapi.Finding {
+	return partitionFindings(p.manager)
+}
+
+func partitionFindings(m *partman.Manager) []httpapi.Finding {
 	var fs []httpapi.Finding
-	for _, t := range p.manager.Status() {
+	for _, t := range m.Status() {
 		for _, f := range t.Findings {
 			fs = append(fs, httpapi.Finding{Component: "partitions", Failing: f.Broken, Message: t.Table + ": " + f.String()})
 		}

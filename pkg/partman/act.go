@@ -33,7 +33,7 @@ func (m *Manager) Plan(ctx context.Context, table string) (Plan, error) {
 
 // Apply carries out the actions of the plan in order and nothing else. Before each the catalog is read again under the
 // loop's lock: an action that is no longer planned, word for word, ends Apply with ErrChanged. A busy loop ends it with
-// ErrBusy. A guard's refusal is in the result, and the next action follows.
+// ErrBusy. A guard's refusal is in the result, and the next action follows. The plan may have been JSON in between.
 func (m *Manager) Apply(ctx context.Context, plan Plan) (Result, error) {
 	var result Result
 	p, err := m.policy(ctx, FormatName(plan.Schema, plan.Table))
@@ -41,7 +41,12 @@ func (m *Manager) Apply(ctx context.Context, plan Plan) (Result, error) {
 		return result, err
 	}
 	for _, a := range plan.Actions {
-		choose := func(s Snapshot) (Action, bool) { return find(NewPlan(p, s, plan.Now), a) }
+		choose := func(s Snapshot) (Action, bool) {
+			if plan.Now.After(s.Now) { // a file's word, by which anything could be past retention
+				return Action{}, false
+			}
+			return find(NewPlan(p, s, plan.Now), a)
+		}
 		acted, err := m.step(ctx, p, a.loop(), choose, &result)
 		if err == nil && !acted {
 			err = ErrChanged

@@ -219,36 +219,51 @@ func Unregister(ctx context.Context, db DB, schema, tableSchema, table string) (
 	return previous, nil
 }
 
-// Differences lists what of a table's policy is not as it was: "retention: 8, was 30".
-func (p Policy) Differences(was Policy) []string {
+// field is a part of a policy as text for a person; value is empty where the policy says nothing.
+type field struct{ name, value string }
+
+func (p Policy) fields() []field {
+	return []field{
+		{"key", p.Key},
+		{"step", string(p.Step)},
+		{"premake", fmt.Sprint(p.Premake)},
+		{"retention", fmt.Sprint(p.Retention)},
+		{"expired", p.Expired},
+		{"archive table", p.ArchiveTable},
+		{"grace", p.grace().String()},
+		{"indexes", texts(p.Indexes)},
+		{"storage", settings(p.Storage)},
+	}
+}
+
+// Describe lists what the policy says but for the table's name: "retention: 8".
+func (p Policy) Describe() []string {
 	var list []string
-	p, was = p.bare(), was.bare()
-	for _, f := range []struct {
-		name   string
-		is, it any
-	}{
-		{"key", p.Key, was.Key},
-		{"step", p.Step, was.Step},
-		{"premake", p.Premake, was.Premake},
-		{"retention", p.Retention, was.Retention},
-		{"expired", p.Expired, was.Expired},
-		{"archive table", p.ArchiveTable, was.ArchiveTable},
-		{"grace", p.grace(), was.grace()},
-		{"indexes", texts(p.Indexes), texts(was.Indexes)},
-		{"storage", settings(p.Storage), settings(was.Storage)},
-	} {
-		if f.is != f.it {
-			list = append(list, fmt.Sprintf("%s: %v, was %v", f.name, orNone(f.is), orNone(f.it)))
+	for _, f := range p.fields() {
+		if f.value != "" {
+			list = append(list, f.name+": "+f.value)
 		}
 	}
 	return list
 }
 
-func orNone(v any) any {
-	if v == "" {
+// Differences lists what of a table's policy is not as it was: "retention: 8, was 30".
+func (p Policy) Differences(was Policy) []string {
+	var list []string
+	before := was.fields()
+	for n, f := range p.fields() {
+		if f.value != before[n].value {
+			list = append(list, fmt.Sprintf("%s: %s, was %s", f.name, orNone(f.value), orNone(before[n].value)))
+		}
+	}
+	return list
+}
+
+func orNone(value string) string {
+	if value == "" {
 		return "none"
 	}
-	return v
+	return value
 }
 
 func texts(indexes []Index) string {
