@@ -170,7 +170,7 @@ func coverageCases(t *testing.T) []golden {
 	}
 }
 
-func retireCases() []golden {
+func retireCases(t *testing.T) []golden {
 	lying := snapshot(append(days("2026-11-23", 2), leaf("telemetry_p20261101", day("2026-11-22")))...)
 	old := snapshot(append(days("2026-11-20", 5), leaf("telemetry_p20261130", day("2026-11-02")))...)
 	sharing := snapshot(days("2026-11-13", 12)...)
@@ -197,6 +197,26 @@ func retireCases() []golden {
 	past.OpenFrom, past.From = true, time.Time{}
 	forever := live()
 	forever.Retention = 0
+	elsewhere := snapshot(days("2026-11-14", 11)...)
+	elsewhere.Partitions[0].Schema, elsewhere.Partitions[0].Name = "Attic", "The 14th"
+	left := snapshot(days("2026-11-15", 10)...)
+	left.Detached = []partman.Detached{{
+		Schema: "Attic", Name: "telemetry_p20261101", From: day("2026-11-01"), To: day("2026-11-02"), At: at("2026-11-21T08:00:00Z"),
+	}}
+	left.Strays = []string{"telemetry_p20261102", "telemetry_p20260101_2"}
+	overdue := snapshot(days("2026-11-10", 15)...)
+	overdue.Partitions[1].Kind = "f"
+	overdue.Archive.Default = "telemetry_archive_rest"
+	hours := snapshot()
+	for n := range 5 {
+		from := at("2026-11-01T03:00:00Z").Add(time.Duration(n) * time.Hour)
+		l := leaf("telemetry_p"+from.Format("20060102_15"), from)
+		l.To = from.Add(time.Hour)
+		hours.Partitions, hours.Taken = append(hours.Partitions, l), append(hours.Taken, l.Name)
+	}
+	hours.Partitions[2].To = at("2026-11-01T05:30:00Z") // of no step
+	hourly := live()
+	hourly.Step, hourly.Premake, hourly.Retention = partman.Hour, 3, 3
 	awayBefore := snapshot(append(days("2026-11-15", 2), days("2026-11-20", 5)...)...)
 	return []golden{
 		{"gap_of_30_days", live(), at("2026-12-22T10:00:00Z"), snapshot(days("2026-11-15", 12)...)},
@@ -207,6 +227,10 @@ func retireCases() []golden {
 		{"boundary_last_instant", live(), at("2026-11-22T23:59:59.999999Z"), snapshot(days("2026-11-15", 10)...)},
 		{"dropping", dropping(), at("2026-11-22T10:00:00Z"), snapshot(days("2026-11-14", 11)...)},
 		{"grace", dropping(), at("2026-11-22T10:00:00Z"), waiting},
+		{"other_schema", dropping(), at("2026-11-22T10:00:00Z"), elsewhere},
+		{"leftovers", dropping(), at("2026-11-22T10:00:00Z"), left},
+		{"cannot_go", live(), at("2026-11-22T10:00:00Z"), overdue},
+		{"hours_clocks_put_back", hourly, time.Date(2026, 11, 1, 1, 59, 59, 0, zone(t, "America/New_York")), hours},
 		{"kept_for_ever", forever, at("2026-11-22T10:00:00Z"), snapshot(days("2026-10-01", 55)...)},
 		{"archive_has_the_day", live(), at("2026-11-22T10:00:00Z"), sharing},
 		{"archive_has_an_index_more", live(), at("2026-11-22T10:00:00Z"), lacking},
@@ -259,7 +283,7 @@ func healthCases() []golden {
 func TestPlans(t *testing.T) {
 	t.Parallel()
 	seen := make(map[string]bool)
-	for _, c := range append(append(coverageCases(t), retireCases()...), healthCases()...) {
+	for _, c := range append(append(coverageCases(t), retireCases(t)...), healthCases()...) {
 		if seen[c.name] {
 			t.Fatalf("case %q is there twice", c.name)
 		}
