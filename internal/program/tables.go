@@ -113,7 +113,7 @@ func KeepPartitions(ctx context.Context, a *App) error {
 	if err != nil {
 		return ended(ctx, err)
 	}
-	a.Health.Add(func(context.Context) []httpapi.Finding { return partitionFindings(manager) })
+	a.Health.Add(func(context.Context) []httpapi.Finding { return partitionFindings(manager, a.Settings.Database.Schema) })
 	begun()
 	return manager.Run(ctx)
 }
