@@ -144,14 +144,17 @@ func TestToolRun(t *testing.T) {
 	expect(0, "is registered", "partitions", "register", "--table", `Shop."Or.ders"`, "--key", "at", "--premake", "2")
 	expect(0, "done", "partitions", "apply")
 	s.exec(fmt.Sprintf(`drop table "Shop".%q`, "Or.ders_p"+time.Now().UTC().AddDate(0, 0, 2).Format("20060102")))
-	s.exec(`create index on only "Shop"."Or.ders" (id)`)
+	s.exec(`create index on only "Shop"."Or.ders" (id); create table "Shop".second (at date) partition by range (at);
+		create table "Shop".rest partition of "Shop".second default; alter table "Shop".second owner to plenum_owner; alter table "Shop".rest owner to plenum_owner`)
+	expect(0, "is registered", "partitions", "register", "--table", "Shop.second", "--key", "at", "--premake", "-1")
 	first, second := s.partitionsRun().awaitReady(), s.partitionsRun().awaitReady()
 	devtest.Eventually(t, func() error {
-		if code, out, _ := s.ctl("partitions", "check"); code != 0 {
+		if code, out, _ := s.ctl("partitions", "check", "--table", `Shop."Or.ders"`); code != 0 {
 			return errors.New(out)
 		}
 		return nil
 	})
+	ready := ""
 	for _, p := range []*process{first, second} {
 		if code, _, _ := p.get("/livez"); code != http.StatusOK {
 			t.Errorf("/livez answers %d", code)
@@ -159,9 +162,18 @@ func TestToolRun(t *testing.T) {
 		if code, body, _ := p.get("/metrics"); code != http.StatusOK || !strings.Contains(body, "plenum_build_info") {
 			t.Errorf("/metrics answers %d:\n%s", code, body)
 		}
+		code, body, _ := p.get("/readyz")
+		if code != http.StatusOK {
+			t.Errorf("/readyz answers %d:\n%s", code, body)
+		}
+		ready += body
 		if code := p.terminate(); code != 0 {
 			t.Errorf("it exits %d at SIGTERM", code)
 		}
+	}
+	// Of a table that was the other's turn, one has not seen anything yet.
+	if !strings.Contains(ready, "Shop.second: rest") {
+		t.Errorf("no readiness says a word of the DEFAULT partition:\n%s", ready)
 	}
 	log := first.text() + second.text()
 	if strings.Count(log, `"action":"create"`) != 1 || strings.Count(log, `"action":"index"`) != 2 {
