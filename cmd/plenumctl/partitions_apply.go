@@ -17,10 +17,11 @@ func setupPartitionsApply(fs *flag.FlagSet) func(context.Context, *call) error {
 	var file string
 	fs.StringVar(&file, "plan", "", "`file` with what partitions plan --output json printed: do exactly that, or nothing where it does not hold any more")
 	return partitionsCommand(func(ctx context.Context, p *partitionsCall) error {
-		plans, err := p.plans(ctx)
+		read := p.plans
 		if file != "" {
-			plans, err = p.saved(file)
+			read = func(context.Context) ([]partman.Plan, error) { return p.saved(file) }
 		}
+		plans, err := read(ctx)
 		if err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -153,4 +154,47 @@ func TestForeignKeyLock(t *testing.T) {
 		t.Error("ATTACH takes a lock on the table that stops writers")
 	}
 	h.rollback(tx)
+}
+
+// TestGuardUnderRowSecurity: where row security would hide a day's rows from the guard, it fails, and does not find the day
+// empty and let it go.
+func TestGuardUnderRowSecurity(t *testing.T) {
+	t.Parallel()
+	p := orders()
+	p.Retention, p.Expired = 1, partman.ExpiredDrop
+	h := newHouse(t, nil, p)
+	h.exec(ordersTable + `alter table "Shop"."Orders" enable row level security, force row level security`)
+	owner := h.role("owner")
+	h.exec(fmt.Sprintf(`alter schema "Shop" owner to %[1]q; alter table "Shop"."Orders" owner to %[1]q; grant select on partition_policy to %[1]q`, owner))
+	now := h.today.AddDate(0, 0, -9)
+	cfg := h.cfg
+	cfg.Pool = h.connectAs(owner)
+	cfg.Now = func(time.Time) time.Time { return now }
+	cfg.Guard = func(ctx context.Context, tx pgx.Tx, r partman.Retiring) error {
+		var rows int
+		err := tx.QueryRow(ctx, "select count(*) from "+pgx.Identifier{r.PartitionSchema, r.Partition}.Sanitize()).Scan(&rows)
+		if err == nil && rows > 0 {
+			err = &partman.Blocked{Reason: "rows"}
+		}
+		return err
+	}
+	m, _ := h.manager(cfg)
+	if _, err := m.RunOnce(h.ctx, partman.CreateLoop); err != nil {
+		t.Fatal(err)
+	}
+	h.exec(`insert into "Shop"."Orders" values (1, $1)`, now)
+	now = h.today
+	for _, step := range []struct{ sql, want string }{
+		{fmt.Sprintf("alter role %q nobypassrls", owner), "row-level security"},
+		{fmt.Sprintf("alter role %q bypassrls", owner), ""},
+	} {
+		h.exec(step.sql)
+		r, err := m.RunOnce(h.ctx, partman.RetireLoop)
+		if step.want != "" && (err == nil || !contains(err.Error(), step.want)) || step.want == "" && (err != nil || len(r.Refused) != 1) {
+			t.Errorf("%s: refused %d, %v; want %q", step.sql, len(r.Refused), err, step.want)
+		}
+		if n := h.number(`select count(*) from "Shop"."Orders"`); n != 1 {
+			t.Errorf("%s: the row has gone", step.sql)
+		}
+	}
 }
