@@ -56,7 +56,7 @@ func (p *partitionsCall) day() (from, to time.Time, err error) {
 		if from, err = time.Parse(time.DateOnly, p.args[0]); err == nil {
 			return from, from.AddDate(0, 0, 1), nil
 		}
-		if from, err = time.Parse("2006-01-02T15", p.args[0]); err == nil {
+		if from, err = time.Parse("2006-01-02T15", strings.TrimSuffix(p.args[0], "Z")); err == nil {
 			return from, from.Add(time.Hour), nil
 		}
 	}
@@ -65,6 +65,7 @@ func (p *partitionsCall) day() (from, to time.Time, err error) {
 
 // heldTable is what partitions hold reports of one table.
 type heldTable struct {
+	Schema     string   `json:"schema"`
 	Table      string   `json:"table"`
 	Partitions []string `json:"partitions"` // that the hold keeps; empty where none has that day yet, or any more
 }
@@ -74,11 +75,11 @@ func (p *partitionsCall) printHeld(ctx context.Context, from, to time.Time) erro
 	if err != nil {
 		return err
 	}
-	report := make([]heldTable, len(p.tables))
-	for n, table := range p.tables {
-		report[n] = heldTable{table, []string{}}
+	report := make([]heldTable, len(p.policies))
+	for n, o := range p.policies {
+		report[n] = heldTable{o.Schema, o.Table, []string{}}
 		for _, l := range list {
-			if (l.Table == table || l.Schema+"."+l.Table == table) && l.From.Before(to) && l.To.After(from) {
+			if l.Schema == o.Schema && l.Table == o.Table && l.From.Before(to) && l.To.After(from) {
 				report[n].Partitions = append(report[n].Partitions, l.Partition)
 			}
 		}
@@ -89,46 +90,9 @@ func (p *partitionsCall) printHeld(ctx context.Context, from, to time.Time) erro
 			if what == "" {
 				what = "no partition has that day now; one that comes will be held"
 			}
-			fmt.Fprintf(w, "%s\theld\t%s\n", t.Table, what)
+			fmt.Fprintf(w, "%s\theld\t%s\n", p.name(t.Schema, t.Table), what)
 		}
 	})
-}
-
-// applyFlags are a person's words to partitions apply.
-type applyFlags struct{ acceptClock, confirmRetention bool }
-
-func setupApply(fs *flag.FlagSet) func(context.Context, *call) error {
-	var f applyFlags
-	fs.BoolVar(&f.acceptClock, "accept-clock", false, "the database's clock is right, although it is days from the last round's")
-	fs.BoolVar(&f.confirmRetention, "confirm-retention", false, "the shorter retention of --table that waits is meant")
-	return partitionsCommand(func(ctx context.Context, p *partitionsCall) error {
-		if f.confirmRetention && p.table == "" {
-			return program.Usagef("--confirm-retention: --table is needed, the table whose retention is meant")
-		}
-		if err := f.say(ctx, p); err != nil {
-			return err
-		}
-		return applyPartitions(ctx, p)
-	})(fs)
-}
-
-func (f applyFlags) say(ctx context.Context, p *partitionsCall) error {
-	if f.confirmRetention {
-		before, after, err := p.manager.Confirm(ctx, p.table)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(p.stderr, "%s: %s is in force, %s was\n", p.table, after, before)
-	}
-	if !f.acceptClock {
-		return nil
-	}
-	for _, t := range p.tables {
-		if err := p.manager.AcceptClock(ctx, t); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // heldBy is a hold as a column has it.

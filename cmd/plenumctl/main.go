@@ -54,7 +54,11 @@ func commands() []command {
 		{"migrate status", "", "show the schema's version and this release's", setupMigrateStatus},
 		{"partitions list", "", "list the partitions of every table", partitionsCommand(listPartitions)},
 		{"partitions plan", "", "show what would be done, statement by statement, with the locks", partitionsCommand(planPartitions)},
-		{"partitions apply", "", "do what plan shows, and nothing else", setupApply},
+		{"partitions apply", "", "do what plan shows, and nothing else", setupPartitionsApply},
+		{"partitions register", "", "keep a partitioned table, or change how; the table's partitions are made, repaired and retired from then on", setupRegister},
+		{"partitions unregister", "", "keep a table no longer; its partitions stay as they are", setupUnregister},
+		{"partitions adopt", "", "show how a table that pg_partman or a person partitioned would be kept, and keep it with --apply; exit code 3 if something is in the way", setupAdopt},
+		{"partitions run", "", "keep every registered table until it is stopped, as ingest does beside its work; serves HTTP", setupPartitionsRun},
 		{"partitions check", "", "report what is not as it should be; exit code 3 if there is something", partitionsCommand(checkPartitions)},
 		{"partitions hold", "DAY", "keep a UTC day, or an hour of one, whatever its age, until it is released", setupHold},
 		{"partitions release", "DAY", "end every hold on a day: what is past its retention goes", setupRelease},
@@ -81,7 +85,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	}
 	if group := commandsOf(args[0]); len(group) > 0 && (len(args) == 1 || args[1] == "--help" || args[1] == "-h") {
 		for _, c := range group {
-			fmt.Fprintf(stdout, "plenumctl %-18s %s\n", c.words, c.about)
+			fmt.Fprintf(stdout, "plenumctl %-21s %s\n", c.words, c.about)
 		}
 		return nil
 	}
@@ -101,7 +105,7 @@ func commandsOf(word string) (group []command) {
 func usage(w io.Writer) {
 	fmt.Fprintln(w, "plenumctl is Plenum's tool for people.\n\nUsage: plenumctl COMMAND [--config FILE] [--KEY VALUE]…\n\nCommands:")
 	for _, c := range commands() {
-		fmt.Fprintf(w, "  %-18s %s\n", c.words, c.about)
+		fmt.Fprintf(w, "  %-21s %s\n", c.words, c.about)
 	}
 	fmt.Fprintln(w, "\nplenumctl COMMAND --help shows a command's flags.")
 }
@@ -112,7 +116,11 @@ func (c command) run(ctx context.Context, args []string, getenv func(string) str
 	do := c.setup(fs)
 	own := map[string]bool{}
 	fs.VisitAll(func(f *flag.Flag) { own[f.Name] = true })
-	loader := program.NewLoader("127.0.0.1:8080")
+	listen := "127.0.0.1:8080"
+	if c.words == "partitions run" { // beside an ingest and a syncjob
+		listen = "127.0.0.1:8082"
+	}
+	loader := program.NewLoader(listen)
 	loader.AddFlags(fs)
 	rest, err := parse(fs, args)
 	switch {

@@ -18,9 +18,10 @@ import (
 type partitionsCall struct {
 	*call
 	output
-	table   string // of --table; empty for all
-	tables  []string
-	manager *partman.Manager
+	table    string // of --table; empty for all
+	schema   string // that of a table named without one
+	policies []partman.Policy
+	manager  *partman.Manager
 }
 
 // partitionsCommand makes a command of do, which finds the database open and --table narrowed to the tables that there are.
@@ -28,7 +29,7 @@ func partitionsCommand(do func(context.Context, *partitionsCall) error) func(*fl
 	return func(fs *flag.FlagSet) func(context.Context, *call) error {
 		var p partitionsCall
 		p.add(fs)
-		fs.StringVar(&p.table, "table", "", "only this table")
+		fs.StringVar(&p.table, "table", "", tableFlag)
 		return func(ctx context.Context, c *call) error {
 			if err := p.check(); err != nil {
 				return err
@@ -38,20 +39,52 @@ func partitionsCommand(do func(context.Context, *partitionsCall) error) func(*fl
 				return err
 			}
 			defer a.Close()
-			p.call = c
-			if p.manager, p.tables, err = program.Partitions(ctx, a); err != nil {
+			p.call, p.schema = c, a.Settings.Database.Schema
+			if p.manager, p.policies, err = program.Partitions(ctx, a); err != nil {
 				return err
 			}
-			if p.table != "" && !slices.Contains(p.tables, p.table) {
-				return program.Usagef("--table: %q has no partition policy; these have: %s", p.table, strings.Join(p.tables, ", "))
+			if err := p.narrow(); err != nil {
+				return err
 			}
-			p.tables = slices.DeleteFunc(p.tables, func(t string) bool { return !p.wants(t) })
 			return do(ctx, &p)
 		}
 	}
 }
 
-func (p *partitionsCall) wants(table string) bool { return p.table == "" || p.table == table }
+const tableFlag = `only this table: NAME, or SCHEMA.NAME; a part with a dot in it in double quotes`
+
+// narrow leaves the policy of --table alone.
+func (p *partitionsCall) narrow() error {
+	if p.table == "" {
+		return nil
+	}
+	schema, table, err := partman.ParseName(p.table, p.schema)
+	if err != nil {
+		return program.Usagef("--table: %w", err)
+	}
+	var all []string
+	for _, o := range p.policies {
+		all = append(all, p.name(o.Schema, o.Table))
+	}
+	p.policies = slices.DeleteFunc(p.policies, func(o partman.Policy) bool { return o.Schema != schema || o.Table != table })
+	if len(p.policies) == 0 {
+		return program.Usagef("--table: %q has no partition policy; these have: %s", p.table, strings.Join(all, ", "))
+	}
+	return nil
+}
+
+// name is a table's for people, and as --table takes it.
+func (p *partitionsCall) name(schema, table string) string {
+	name := partman.FormatName(schema, table)
+	if schema == p.schema {
+		name = strings.TrimPrefix(name, partman.FormatName(schema, ""))
+	}
+	return name
+}
+
+func (p *partitionsCall) wants(schema, table string) bool {
+	return slices.ContainsFunc(p.policies, func(o partman.Policy) bool { return o.Schema == schema && o.Table == table })
+}
 
 func listPartitions(ctx context.Context, p *partitionsCall) error {
 	all, err := p.manager.List(ctx)
@@ -60,34 +93,45 @@ func listPartitions(ctx context.Context, p *partitionsCall) error {
 	}
 	listed := []partman.Listed{}
 	for _, l := range all {
-		if p.wants(l.Table) {
+		if p.wants(l.Schema, l.Table) {
 			listed = append(listed, l)
 		}
 	}
 	return p.print(p.stdout, listed, func(w io.Writer) {
 		fmt.Fprintln(w, "TABLE\tPARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE\tHELD")
 		for _, l := range listed {
+			start, end := bounds(l)
 			rows := "?"
 			if l.Rows >= 0 {
 				rows = fmt.Sprintf("~%d", l.Rows)
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Table, l.Partition, day(l.From), day(l.To), l.State, rows, bytes(l.Bytes), heldBy(l.Held))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.name(l.Schema, l.Table), l.Partition, start, end, l.State, rows, bytes(l.Bytes), heldBy(l.Held))
 		}
 	})
 }
 
-func day(t time.Time) string {
-	if t.IsZero() {
-		return ""
+// bounds are dates, or minutes where one of the two is within a day.
+func bounds(l partman.Listed) (from, to string) {
+	layout := time.DateOnly
+	for _, t := range []time.Time{l.From, l.To} {
+		if !t.Equal(t.Truncate(24 * time.Hour)) {
+			layout = "2006-01-02T15:04Z"
+		}
 	}
-	return t.UTC().Format(time.DateOnly)
+	write := func(t time.Time) string {
+		if t.IsZero() {
+			return ""
+		}
+		return t.UTC().Format(layout)
+	}
+	return write(l.From), write(l.To)
 }
 
 // plans makes the plan of each table asked for.
 func (p *partitionsCall) plans(ctx context.Context) ([]partman.Plan, error) {
-	plans := make([]partman.Plan, 0, len(p.tables))
-	for _, t := range p.tables {
-		plan, err := p.manager.Plan(ctx, t)
+	plans := make([]partman.Plan, 0, len(p.policies))
+	for _, o := range p.policies {
+		plan, err := p.manager.Plan(ctx, partman.FormatName(o.Schema, o.Table))
 		if err != nil {
 			return nil, err
 		}
@@ -110,45 +154,43 @@ func planPartitions(ctx context.Context, p *partitionsCall) error {
 
 // applied is what partitions apply reports of one table.
 type applied struct {
+	Schema  string            `json:"schema"`
 	Table   string            `json:"table"`
 	Done    []partman.Action  `json:"done"`
 	Refused []partman.Refusal `json:"refused"`
 	Failed  string            `json:"failed,omitempty"`
 }
 
-func applyPartitions(ctx context.Context, p *partitionsCall) error {
-	plans, err := p.plans(ctx)
-	if err != nil {
-		return err
-	}
-	var report []applied
+func (p *partitionsCall) apply(ctx context.Context, plans []partman.Plan) error {
+	report := []applied{}
 	var errs []error
 	for _, plan := range plans {
 		result, err := p.manager.Apply(ctx, plan)
-		a := applied{Table: plan.Table, Done: result.Done, Refused: result.Refused}
+		a := applied{Schema: plan.Schema, Table: plan.Table, Done: result.Done, Refused: result.Refused}
 		if err != nil {
 			a.Failed = err.Error()
-			errs = append(errs, fmt.Errorf("table %q: %w", plan.Table, err))
+			errs = append(errs, fmt.Errorf("table %q: %w", p.name(plan.Schema, plan.Table), failed(err)))
 		}
 		report = append(report, a)
 	}
-	err = p.print(p.stdout, report, func(w io.Writer) { printApplied(w, report) })
+	err := p.print(p.stdout, report, func(w io.Writer) { p.printApplied(w, report) })
 	return errors.Join(append(errs, err)...)
 }
 
-func printApplied(w io.Writer, report []applied) {
+func (p *partitionsCall) printApplied(w io.Writer, report []applied) {
 	for _, r := range report {
+		table := p.name(r.Schema, r.Table)
 		if len(r.Done)+len(r.Refused) == 0 && r.Failed == "" {
-			fmt.Fprintf(w, "%s\tnothing to do\n", r.Table)
+			fmt.Fprintf(w, "%s\tnothing to do\n", table)
 		}
 		for _, a := range r.Done {
-			fmt.Fprintf(w, "%s\t%s\t%s\tdone\n", r.Table, a.Kind, a.Partition)
+			fmt.Fprintf(w, "%s\t%s\t%s\tdone\n", table, a.Kind, a.Partition)
 		}
 		if r.Failed != "" {
-			fmt.Fprintf(w, "%s\tfailed\n", r.Table)
+			fmt.Fprintf(w, "%s\tfailed\n", table)
 		}
 		for _, f := range r.Refused {
-			fmt.Fprintf(w, "%s\t%s\t%s\trefused: %s\n", r.Table, f.Action.Kind, f.Action.Partition, f.Blocked)
+			fmt.Fprintf(w, "%s\t%s\t%s\trefused: %s\n", table, f.Action.Kind, f.Action.Partition, f.Blocked)
 		}
 	}
 }
@@ -160,13 +202,13 @@ func checkPartitions(ctx context.Context, p *partitionsCall) error {
 	}
 	findings := []partman.Finding{}
 	for _, f := range all {
-		if p.wants(f.Table) {
+		if p.wants(f.Schema, f.Table) {
 			findings = append(findings, f)
 		}
 	}
 	err = p.print(p.stdout, findings, func(w io.Writer) {
 		for _, f := range findings {
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Table, f.Code, f.Partition, f.Detail)
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", p.name(f.Schema, f.Table), f.Code, f.Partition, f.Detail)
 		}
 		if len(findings) == 0 {
 			fmt.Fprintln(w, "nothing found")

@@ -172,11 +172,17 @@ func (s *system) syncjob(env ...string) *process {
 // start runs a program, which is killed at the end of the test if it still runs.
 func (s *system) start(name string, env ...string) *process {
 	s.t.Helper()
-	p := &process{t: s.t, name: name, exited: make(chan struct{})}
-	p.cmd = exec.Command(filepath.Join(bin, name))
+	program := filepath.Join(bin, name)
 	if s.plain && name == "ingest" {
-		p.cmd = exec.Command(filepath.Join(bin, plain, name))
+		program = filepath.Join(bin, plain, name)
 	}
+	return s.startCommand(exec.Command(program), env...)
+}
+
+func (s *system) startCommand(cmd *exec.Cmd, env ...string) *process {
+	s.t.Helper()
+	name := strings.Join(append([]string{filepath.Base(cmd.Path)}, cmd.Args[1:]...), " ")
+	p := &process{t: s.t, name: name, cmd: cmd, exited: make(chan struct{})}
 	p.cmd.Env = append(env, "PLENUM_HTTP_LISTEN=127.0.0.1:0", "PATH="+os.Getenv("PATH"))
 	stderr, err := p.cmd.StderrPipe()
 	if err != nil {

@@ -105,7 +105,7 @@ func ensureToday(ctx context.Context, m *partman.Manager, s Settings) error {
 		if p.Premake == partman.NoPremake {
 			continue
 		}
-		if err := m.EnsureNow(ctx, p.String()); err != nil {
+		if err := m.EnsureNow(ctx, partman.FormatName(p.Schema, p.Table)); err != nil {
 			return err
 		}
 	}
@@ -125,6 +125,7 @@ type path struct {
 	client     *mqtt.Client
 	pipeline   *ingest.Pipeline
 	manager    *partman.Manager
+	schema     string // database.schema
 	quarantine *store.Quarantine
 	account    *account
 	drain      time.Duration
@@ -150,7 +151,7 @@ func newPath(a *App, manager *partman.Manager) (*path, error) {
 		return nil, &UsageError{err}
 	}
 	p := &path{
-		client: client, pipeline: pipeline, manager: manager, quarantine: quarantine, drain: s.Ingest.DrainTimeout,
+		client: client, pipeline: pipeline, manager: manager, schema: s.Database.Schema, quarantine: quarantine, drain: s.Ingest.DrainTimeout,
 		account: newAccount(a.pool, s.MQTT.ClientID, a.Registry),
 	}
 	a.Health.Add(p.checkMQTT)
@@ -336,10 +337,19 @@ func (p *path) checkQuarantine(context.Context) []httpapi.Finding {
 }
 
 func (p *path) checkPartitions(context.Context) []httpapi.Finding {
+	return partitionFindings(p.manager, p.schema)
+}
+
+// partitionFindings are those of every registered table, which is named with its schema where that is another.
+func partitionFindings(m *partman.Manager, schema string) []httpapi.Finding {
 	var fs []httpapi.Finding
-	for _, t := range p.manager.Status() {
+	for _, t := range m.Status() {
+		name := partman.FormatName(t.Schema, t.Table)
+		if t.Schema == schema {
+			name = t.Table
+		}
 		for _, f := range t.Findings {
-			fs = append(fs, httpapi.Finding{Component: "partitions", Failing: f.Broken, Message: t.Table + ": " + f.String()})
+			fs = append(fs, httpapi.Finding{Component: "partitions", Failing: f.Broken, Message: name + ": " + f.String()})
 		}
 	}
 	return fs

@@ -2,6 +2,7 @@ package program
 
 import (
 	"context"
+	"errors"
 
 	"plenum/pkg/partman"
 	"plenum/pkg/store"
@@ -36,31 +37,32 @@ func SchemaStatus(ctx context.Context, a *App) (store.Schema, error) {
 	return store.ReadSchema(ctx, a.owner)
 }
 
-// Partitions returns the manager of the app's database, with Plenum's guards, and the tables that have a policy:
-// with their schema where it is not database.schema.
-func Partitions(ctx context.Context, a *App) (*partman.Manager, []string, error) {
-	schema := a.Settings.Database.Schema
-	if err := store.CheckServer(ctx, a.owner, schema); err != nil {
-		return nil, nil, err
-	}
-	if err := store.CheckOwner(ctx, a.owner, schema); err != nil {
-		return nil, nil, err
-	}
-	if err := checkSchema(ctx, a.owner); err != nil {
-		return nil, nil, err
-	}
-	policies, err := partman.Policies(ctx, a.owner, schema)
+// Partitions returns the manager of the app's database, with Plenum's guards, and the policies. A database without
+// Plenum's own tables will do, once a table is registered in it.
+func Partitions(ctx context.Context, a *App) (*partman.Manager, []partman.Policy, error) {
+	version, err := checkOwner(ctx, a)
 	if err != nil {
 		return nil, nil, err
 	}
-	var tables []string
-	for _, p := range policies {
-		if p.Schema == schema {
-			tables = append(tables, p.Table)
-		} else {
-			tables = append(tables, p.String())
-		}
+	policies, err := partman.Policies(ctx, a.owner, a.Settings.Database.Schema)
+	if version.Database > 0 || err != nil {
+		err = errors.Join(version.Err(), err)
+	}
+	if err != nil {
+		return nil, nil, err
 	}
 	manager, err := newManager(a)
-	return manager, tables, err
+	return manager, policies, err
+}
+
+// checkOwner looks at server and owner, and returns the version of Plenum's own tables, 0 where there are none.
+func checkOwner(ctx context.Context, a *App) (store.Schema, error) {
+	schema := a.Settings.Database.Schema
+	if err := store.CheckServer(ctx, a.owner, schema); err != nil {
+		return store.Schema{}, err
+	}
+	if err := store.CheckOwner(ctx, a.owner, schema); err != nil {
+		return store.Schema{}, err
+	}
+	return store.ReadSchema(ctx, a.owner)
 }

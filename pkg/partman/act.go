@@ -33,15 +33,20 @@ func (m *Manager) Plan(ctx context.Context, table string) (Plan, error) {
 
 // Apply carries out the actions of the plan in order and nothing else. Before each the catalog is read again under the
 // loop's lock: an action that is no longer planned, word for word, ends Apply with ErrChanged. A busy loop ends it with
-// ErrBusy. A guard's refusal is in the result, and the next action follows.
+// ErrBusy. A guard's refusal is in the result, and the next action follows. The plan may have been JSON in between.
 func (m *Manager) Apply(ctx context.Context, plan Plan) (Result, error) {
 	var result Result
-	p, err := m.policy(ctx, plan.Schema+"."+plan.Table)
+	p, err := m.policy(ctx, FormatName(plan.Schema, plan.Table))
 	if err != nil {
 		return result, err
 	}
 	for _, a := range plan.Actions {
-		choose := func(s Snapshot) (Action, bool) { return find(NewPlan(p, s, plan.Now), a) }
+		choose := func(s Snapshot) (Action, bool) {
+			if plan.Now.After(s.Now) { // a file's word, by which anything could be past retention
+				return Action{}, false
+			}
+			return find(NewPlan(p, s, plan.Now), a)
+		}
 		acted, err := m.step(ctx, p, a.Loop(), choose, &result)
 		if err == nil && !acted {
 			err = ErrChanged
@@ -224,11 +229,11 @@ func (m *Manager) group(ctx context.Context, conn *pgxpool.Conn, p Policy, a Act
 }
 
 // transaction runs one group once. lock_timeout bounds each wait for a lock; the time zone is set for the sake of whatever
-// a hook does, our own literals carry their offset.
+// a hook does, our own literals carry their offset. A hook that row security would keep rows from fails, and lets nothing go.
 func (m *Manager) transaction(ctx context.Context, conn *pgxpool.Conn, a Action, list []Statement, first int) error {
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		settings := fmt.Sprintf("set local lock_timeout = '%dms'; set local statement_timeout = '%dms'; set local timezone = 'UTC'; "+
-			"set local standard_conforming_strings = on", m.cfg.LockTimeout.Milliseconds(), m.cfg.Deadline.Milliseconds())
+			"set local row_security = off; set local standard_conforming_strings = on", m.cfg.LockTimeout.Milliseconds(), m.cfg.Deadline.Milliseconds())
 		if _, err := tx.Exec(ctx, settings); err != nil {
 			return fmt.Errorf("set timeouts: %w", err)
 		}
@@ -255,6 +260,8 @@ func (m *Manager) one(ctx context.Context, tx pgx.Tx, a Action, s Statement) err
 		return m.cfg.Guard(ctx, tx, a.retiring())
 	case HookIndexes:
 		return verifyIndexes(ctx, tx, a)
+	case HookReplica:
+		return identify(ctx, tx, a)
 	case HookDetached:
 		return verifyDetached(ctx, tx, a.detached)
 	case HookCount:

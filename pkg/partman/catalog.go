@@ -27,23 +27,26 @@ func Inspect(ctx context.Context, db Beginner, p Policy) (Snapshot, error) {
 }
 
 func inspect(ctx context.Context, db Beginner, p Policy) (s Snapshot, err error) {
-	// One snapshot for all queries: a partition that moves between two of them would seem to have lost its indexes.
-	tx, err := db.BeginTx(ctx, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
-	if err != nil {
-		return s, err
-	}
-	defer func() { err = errors.Join(err, tx.Rollback(context.WithoutCancel(ctx))) }()
-	// Bounds and definitions are printed by these settings and not by the session's.
-	_, err = tx.Exec(ctx, "set local timezone = 'UTC'; set local datestyle = 'ISO, YMD'; set local search_path = pg_catalog; "+
-		"set local quote_all_identifiers = off")
-	if err != nil {
-		return s, err
-	}
+	err = reading(ctx, db, func(tx pgx.Tx) error {
+		s, err = readSnapshot(ctx, tx, p)
+		return err
+	})
+	return s, err
+}
+
+// readSnapshot makes all queries in one snapshot: a partition that moves between two of them would seem to have lost its indexes.
+func readSnapshot(ctx context.Context, tx pgx.Tx, p Policy) (s Snapshot, err error) {
 	root, err := readRoot(ctx, tx, p.Schema, p.Table, p.Key)
 	if err != nil {
 		return s, err
 	}
+	if err := p.fitsKey(root.snapshot.KeyType); err != nil {
+		return s, err
+	}
 	s = root.snapshot
+	if s.Traits, err = readTraits(ctx, tx, root.oid); err != nil {
+		return s, err
+	}
 	if s.Partitions, s.Default, err = readPartitions(ctx, tx, root.oid); err != nil {
 		return s, err
 	}

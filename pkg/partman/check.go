@@ -92,15 +92,13 @@ func (c *checker) add(code Code, partition, format string, args ...any) {
 	})
 }
 
-const dayLayout = "2006-01-02"
-
 // coverage finds steps without a partition: today's, the premade ones, and what is missing of the past that is kept.
 func (c *checker) coverage() {
 	if c.p.Premake == NoPremake {
 		return
 	}
 	if Runway(c.s, c.now) == 0 {
-		c.add(NoCurrent, "", "no partition takes a row of %s", c.p.Step.floor(c.now).Format(dayLayout))
+		c.add(NoCurrent, "", "no partition takes a row of %s", c.p.Step.label(c.now))
 	}
 	past := past(c.p, c.s, c.now)
 	for _, gap := range uncovered(past, c.s.Partitions) {
@@ -199,7 +197,7 @@ func (c *checker) retention(leaf Partition) {
 // dueToGo says of a partition past retention, which ends at to, since when it is.
 func dueToGo(p Policy, to, now time.Time) string {
 	boundary, _ := Boundary(p, now)
-	return fmt.Sprintf("ends before %s and is due since %s", boundary.Format(dayLayout), p.dueSince(to).Format(time.RFC3339))
+	return fmt.Sprintf("ends before %s and is due since %s", p.Step.label(boundary), p.dueSince(to).Format(time.RFC3339))
 }
 
 // dueToDrop says of a detached partition when its grace ended.

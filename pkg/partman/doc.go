@@ -8,12 +8,45 @@
 // instant into a [Plan], a list of actions with each statement, the lock it takes, on what, and why; [Check] turns the
 // same into findings. Both are pure. A [Manager] applies plans, in three loops: create, retire and health.
 //
+// # Use
+//
+// A service that keeps its own tables calls, at its start, [Install] for the table of policies and [Register] for each of
+// its tables, then [New] and, in a goroutine of its own, [Manager.Run] until its context ends. Several instances may: one acts at
+// a time per loop. Whoever inserts calls [Manager.EnsureNow] where a row found no partition (SQLSTATE 23514 without a constraint's
+// name), and tries again. Readiness takes [Manager.Status]: a finding with Broken is a reason to be not ready. A
+// tool for people shows [Manager.List], [Manager.Check], and [Manager.Plan] before [Manager.Apply].
+//
+// Config.Guard is where the service says whether a partition may go. It is asked in the transaction that takes the partition
+// away, when nobody can write to it any more; what it writes there is committed with the move or the detach. It returns *[Blocked] to
+// refuse. Config.Prepare comes before, outside of any lock, for what takes long.
+//
+// A table of somebody else is looked at by [Examine] first, which names each fault and each missing right, or by [Adopt],
+// which reads how pg_partman or a person kept it so far and proposes a policy.
+//
+// # Rights
+//
+// The role of Config.Pool must be the tables' owner or a member of it, may create in their schemas and in that of
+// partition_policy, and in their tablespace if they have one; the owner, too, may create in its schema. Where row
+// security is forced and a hook reads rows, it needs BYPASSRLS: the hook fails otherwise. With pg_read_all_stats it sees
+// what the sessions of others do that stand in its way. The pool must not go through a transaction pooler: locks are held by session.
+//
+// # Names and steps
+//
+// A partition is a UTC day or a UTC hour, [Day] or [Hour]. It is named after its table and its start, telemetry_p20261122
+// or telemetry_p20261122_10, and with a number behind that where the name is taken. Tables are named schema.table, a part with a dot
+// or a double quote in it in double quotes; see [ParseName]. Keys are of type timestamptz, or date for days.
+//
+// # Metrics
+//
+// On Config.Registerer, with the label table: plenum_partition_runway_seconds, plenum_partitions, plenum_partition_index_drift,
+// plenum_partition_retire_blocked (and reason), plenum_partition_actions_total (and action, result).
+//
 // # Invariants
 //
 // Bounds decide, never names. What a table is called says nothing about what it holds; a detached partition is known by the
 // mark that was written in the transaction that detached it.
 //
-// Time is the database's, and a partition is a UTC day whatever the time zone of session or server. Literals carry their
+// Time is the database's, and a partition is a UTC day or hour whatever the time zone of session or server. Literals carry their
 // offset; bounds are read under settings of our own.
 //
 // Nothing newer than the retention boundary leaves, and the current day never does. One round takes a limited number.
@@ -40,5 +73,8 @@
 //
 // A partition is made as a table of its own, LIKE its parent, and then attached, which takes SHARE UPDATE EXCLUSIVE on the
 // parent; reads and writes go on. PARTITION OF would take ACCESS EXCLUSIVE. A DEFAULT partition is a finding: ATTACH locks
-// and scans it.
+// and scans it. A table that foreign keys of the parent refer to is locked SHARE ROW EXCLUSIVE until the commit.
+//
+// What LIKE and ATTACH leave out is given to the new table before it is attached: owner, grants, row security, replica
+// identity, tablespace, statistics targets; see [Traits].
 package partman

@@ -1,7 +1,9 @@
 package partman
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -44,8 +46,10 @@ func clip(name string, n int) string {
 	return name[:n]
 }
 
-// stem is what the names of a table's partitions begin with. It leaves room for the date.
-func (p Policy) stem() string { return clip(p.Table, maxName-len("_p20060102_99")) + "_p" }
+// stem is what the names of a table's partitions begin with. It leaves room for the step's start and a number behind it.
+func (p Policy) stem() string {
+	return clip(p.Table, maxName-len("_p_99")-len(p.Step.suffix(time.Time{}))) + "_p"
+}
 
 func (p Policy) leafName(from time.Time) string { return p.stem() + p.Step.suffix(from) }
 
@@ -75,4 +79,67 @@ func (k KeyType) literal(t time.Time) string {
 // bounds is the FOR VALUES clause.
 func (k KeyType) bounds(from, to time.Time) string {
 	return fmt.Sprintf("for values from (%s) to (%s)", k.literal(from), k.literal(to))
+}
+
+// ParseName reads the name of a table as a person gives it: table, or schema.table. A part is taken as it stands, upper
+// case and blanks included; one with a dot or a double quote in it stands in double quotes, those in it doubled, as in SQL.
+// schema is that of a name without one.
+func ParseName(text, schema string) (inSchema, table string, err error) {
+	var parts []string
+	for rest := text; ; {
+		part, left, err := cutName(rest)
+		if err != nil || part == "" {
+			return "", "", fmt.Errorf("table name %q: table, or schema.table is needed, a part with a dot in it in double quotes", text)
+		}
+		parts = append(parts, part)
+		if left == "" {
+			break
+		}
+		rest = left[1:]
+	}
+	switch len(parts) {
+	case 1:
+		return schema, parts[0], nil
+	case 2:
+		return parts[0], parts[1], nil
+	}
+	return "", "", fmt.Errorf("table name %q has %d parts: schema.table has two; a part with a dot in it stands in double quotes", text, len(parts))
+}
+
+// cutName returns the first part of a name, and what follows it: nothing, or a dot and more.
+func cutName(text string) (part, rest string, err error) {
+	if !strings.HasPrefix(text, `"`) {
+		end := strings.IndexByte(text, '.')
+		if end < 0 {
+			end = len(text)
+		}
+		if strings.Contains(text[:end], `"`) {
+			return "", "", errors.New("a quote in the middle")
+		}
+		return text[:end], text[end:], nil
+	}
+	for i := 1; i < len(text); i++ {
+		switch {
+		case text[i] != '"':
+			part += text[i : i+1]
+		case strings.HasPrefix(text[i+1:], `"`):
+			part += `"`
+			i++
+		case i+1 == len(text) || text[i+1] == '.':
+			return part, text[i+1:], nil
+		default:
+			return "", "", errors.New("text behind a quote")
+		}
+	}
+	return "", "", errors.New("no quote at the end")
+}
+
+// FormatName writes schema.table so that ParseName reads it, with quotes only where they are needed.
+func FormatName(schema, table string) string { return formatPart(schema) + "." + formatPart(table) }
+
+func formatPart(name string) string {
+	if strings.ContainsAny(name, `."`) {
+		return ident(name)
+	}
+	return name
 }

@@ -92,9 +92,9 @@ func (m *Manager) Confirm(ctx context.Context, table string) (before, after Rete
 // named is the table as a command takes it: with its schema where that is not partition_policy's.
 func (r Record) named(p Policy) string {
 	if r.Schema == p.Schema || r.Schema == "" {
-		return p.Table
+		return formatPart(p.Table)
 	}
-	return p.String()
+	return FormatName(p.Schema, p.Table)
 }
 
 func (c *checker) pending() {

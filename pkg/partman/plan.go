@@ -32,6 +32,7 @@ const (
 	HookPrepare  Hook = "prepare"  // Config.Prepare, outside any transaction
 	HookGuard    Hook = "guard"    // Config.Guard, in the transaction and under its lock
 	HookIndexes  Hook = "indexes"  // no index of the leaf is doubled, each of the parent's is attached
+	HookReplica  Hook = "replica"  // the leaf's part of the parent's index becomes its replica identity
 	HookDetached Hook = "detached" // the table is still the detached one, marked and attached to nothing
 	HookCount    Hook = "count"    // the rows are counted, and a hold notes how many, until they have been counted again
 	HookWanted   Hook = "wanted"   // no hold and no change of the policy since the plan was made
@@ -87,7 +88,7 @@ type Plan struct {
 }
 
 // NewPlan returns the statements that bring the table of s to p at the instant now. It is a pure function: bounds
-// decide, never names, and now decides only by its UTC day. Missing partitions come first, today's before all; then
+// decide, never names, and now decides only by its step in UTC. Missing partitions come first, today's before all; then
 // repairs; then detached partitions whose grace is over; then what is past retention, oldest first; then statistics.
 func NewPlan(p Policy, s Snapshot, now time.Time) Plan {
 	plan := Plan{Schema: p.Schema, Table: p.Table, Now: now.UTC()}

@@ -80,11 +80,12 @@ func createAction(p Policy, s Snapshot, r span, names names) Action {
 	}
 	// ACCESS SHARE on the parent, until the end of the transaction; the leaf is visible to nobody else.
 	add("ACCESS SHARE", []string{p.String()}, "the leaf, with everything that LIKE carries",
-		fmt.Sprintf("create table %s (like %s including all excluding identity)%s", leaf, parent, with(p.Storage)))
+		fmt.Sprintf("create table %s (like %s including all excluding identity)%s%s", leaf, parent, with(p.Storage), s.Traits.in()))
 	if s.Owner != s.User && s.CanOwn {
 		// ACCESS EXCLUSIVE on the leaf, which nobody else sees yet.
 		add("", nil, "the leaf belongs to the parent's owner", fmt.Sprintf("alter table %s owner to %s", leaf, ident(s.Owner)))
 	}
+	s.Traits.give(leaf, func(why, sql string) { add("", nil, why, sql) })
 	for _, i := range p.Indexes {
 		if i.among(s.Indexes) {
 			continue
@@ -99,8 +100,17 @@ func createAction(p Policy, s Snapshot, r span, names names) Action {
 	if s.Default != "" {
 		why += "; the DEFAULT partition is locked ACCESS EXCLUSIVE and scanned"
 	}
+	if len(s.Traits.References) > 0 {
+		why += "; SHARE ROW EXCLUSIVE on " + strings.Join(s.Traits.References, ", ") + ", which foreign keys refer to: writes there wait for the commit"
+	}
 	add("SHARE UPDATE EXCLUSIVE", on, why,
 		fmt.Sprintf("alter table %s attach partition %s %s", parent, leaf, s.KeyType.bounds(r.from, r.to)))
+	if s.Traits.ReplicaIndex != "" {
+		a.Statements = append(a.Statements, Statement{
+			Tx: 1, Hook: HookReplica,
+			Why: "its part of index " + s.Traits.ReplicaIndex + " becomes its replica identity",
+		})
+	}
 	a.Statements = append(a.Statements, Statement{
 		Tx: 1, Hook: HookIndexes,
 		Why: "each index of the parent is attached, none is doubled",

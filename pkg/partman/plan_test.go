@@ -137,7 +137,20 @@ func coverageCases(t *testing.T) []golden {
 	taken.Strays = []string{"telemetry_p20261122"}
 	fallback := snapshot(days("2026-11-22", 2)...)
 	fallback.Default = "telemetry_default"
+	rich := snapshot()
+	rich.Owner = "keeper"
+	rich.Traits = partman.Traits{
+		Tablespace: "fast", RowSecurity: true, ForceRowSecurity: true, ReplicaIdentity: "i", ReplicaIndex: "telemetry_key",
+		Columns: []partman.ColumnTrait{{Name: "kind", Statistics: 500, Options: []string{"n_distinct=-0.5"}}},
+		Grants: []partman.Grant{
+			{Role: "", Privileges: []string{"select"}},
+			{Role: "Clerk", Privileges: []string{"delete", "insert"}, Grantable: true},
+			{Role: "Clerk", Column: "kind", Privileges: []string{"select", "update"}},
+		},
+		Preset: []string{"", "reader"}, References: []string{"public.device"},
+	}
 	return []golden{
+		{"traits", live(), at("2026-11-22T10:00:00Z"), rich},
 		{"fresh", live(), at("2026-11-22T10:00:00Z"), snapshot()},
 		{"complete", live(), at("2026-11-22T10:00:00Z"), snapshot(days("2026-11-15", 10)...)},
 		{"session_in_kolkata", live(), at("2026-11-22T21:30:00Z").In(zone(t, "Asia/Kolkata")), snapshot()},
@@ -157,7 +170,7 @@ func coverageCases(t *testing.T) []golden {
 	}
 }
 
-func retireCases() []golden {
+func retireCases(t *testing.T) []golden {
 	lying := snapshot(append(days("2026-11-23", 2), leaf("telemetry_p20261101", day("2026-11-22")))...)
 	old := snapshot(append(days("2026-11-20", 5), leaf("telemetry_p20261130", day("2026-11-02")))...)
 	sharing := snapshot(days("2026-11-13", 12)...)
@@ -196,6 +209,26 @@ func retireCases() []golden {
 	unconfirmed.Record = partman.Record{Schema: "plenum", Pending: &partman.Retention{Step: partman.Day, Retention: 2, Expired: partman.ExpiredDrop}}
 	large := snapshot(days("2026-11-13", 12)...)
 	large.MaxRetireBytes, large.Partitions[0].Bytes = 1000, 1001
+	elsewhere := snapshot(days("2026-11-14", 11)...)
+	elsewhere.Partitions[0].Schema, elsewhere.Partitions[0].Name = "Attic", "The 14th"
+	left := snapshot(days("2026-11-15", 10)...)
+	left.Detached = []partman.Detached{{
+		Schema: "Attic", Name: "telemetry_p20261101", From: day("2026-11-01"), To: day("2026-11-02"), At: at("2026-11-21T08:00:00Z"),
+	}}
+	left.Strays = []string{"telemetry_p20261102", "telemetry_p20260101_2"}
+	overdue := snapshot(days("2026-11-10", 15)...)
+	overdue.Partitions[1].Kind = "f"
+	overdue.Archive.Default = "telemetry_archive_rest"
+	hours := snapshot()
+	for n := range 5 {
+		from := at("2026-11-01T03:00:00Z").Add(time.Duration(n) * time.Hour)
+		l := leaf("telemetry_p"+from.Format("20060102_15"), from)
+		l.To = from.Add(time.Hour)
+		hours.Partitions, hours.Taken = append(hours.Partitions, l), append(hours.Taken, l.Name)
+	}
+	hours.Partitions[2].To = at("2026-11-01T05:30:00Z") // of no step
+	hourly := live()
+	hourly.Step, hourly.Premake, hourly.Retention = partman.Hour, 3, 3
 	awayBefore := snapshot(append(days("2026-11-15", 2), days("2026-11-20", 5)...)...)
 	return []golden{
 		{"gap_of_30_days", live(), at("2026-12-22T10:00:00Z"), snapshot(days("2026-11-15", 12)...)},
@@ -211,6 +244,10 @@ func retireCases() []golden {
 		{"boundary_last_instant", live(), at("2026-11-22T23:59:59.999999Z"), snapshot(days("2026-11-15", 10)...)},
 		{"dropping", dropping(), at("2026-11-22T10:00:00Z"), snapshot(days("2026-11-14", 11)...)},
 		{"grace", dropping(), at("2026-11-22T10:00:00Z"), waiting},
+		{"other_schema", dropping(), at("2026-11-22T10:00:00Z"), elsewhere},
+		{"leftovers", dropping(), at("2026-11-22T10:00:00Z"), left},
+		{"cannot_go", live(), at("2026-11-22T10:00:00Z"), overdue},
+		{"hours_clocks_put_back", hourly, time.Date(2026, 11, 1, 1, 59, 59, 0, zone(t, "America/New_York")), hours},
 		{"kept_for_ever", forever, at("2026-11-22T10:00:00Z"), snapshot(days("2026-10-01", 55)...)},
 		{"archive_has_the_day", live(), at("2026-11-22T10:00:00Z"), sharing},
 		{"archive_has_an_index_more", live(), at("2026-11-22T10:00:00Z"), lacking},
@@ -263,7 +300,7 @@ func healthCases() []golden {
 func TestPlans(t *testing.T) {
 	t.Parallel()
 	seen := make(map[string]bool)
-	for _, c := range append(append(coverageCases(t), retireCases()...), healthCases()...) {
+	for _, c := range append(append(coverageCases(t), retireCases(t)...), healthCases()...) {
 		if seen[c.name] {
 			t.Fatalf("case %q is there twice", c.name)
 		}
@@ -334,29 +371,6 @@ func TestLimit(t *testing.T) {
 	}
 	if moved != 4 || created != 10 {
 		t.Errorf("%d days move and %d are created, want 4, and 3 with 7 of before", moved, created)
-	}
-}
-
-func TestValidate(t *testing.T) {
-	t.Parallel()
-	if err := live().Validate(); err != nil {
-		t.Errorf("a good policy: %v", err)
-	}
-	bad := partman.Policy{
-		Table: "t", Step: "week", Premake: -2, Retention: -1, Grace: -1, Expired: "burn",
-		Indexes: []partman.Index{{Name: "A b", NullsNotDistinct: true}}, Storage: map[string]string{"fillfactor": "50); drop table x"},
-	}
-	err := bad.Validate()
-	if err == nil {
-		t.Fatal("no error for a policy that is all wrong")
-	}
-	for _, part := range []string{
-		`schema ""`, `key ""`, `step "week"`, "premake -2", "retention -1", "grace -1ns", `expired "burn"`,
-		`index "A b": a name`, "columns []", "nulls not distinct", "storage fillfactor=",
-	} {
-		if !strings.Contains(err.Error(), part) {
-			t.Errorf("%q is missing in: %v", part, err)
-		}
 	}
 }
 

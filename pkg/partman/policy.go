@@ -10,23 +10,43 @@ import (
 	"time"
 )
 
-// Day is a partition for each UTC day. It is the only step so far.
-const Day Step = "day"
+// The steps: a partition for each UTC day, or for each hour of it. A key of type date has days only.
+const (
+	Day  Step = "day"
+	Hour Step = "hour"
+)
 
-// Step is the width of one partition.
+// Step is the width of one partition. In UTC every day has 24 hours, and every hour 60 minutes.
 type Step string
 
-// next returns the start of the step after the one that begins at t.
-func (s Step) next(t time.Time, n int) time.Time { return t.AddDate(0, 0, n) }
-
-// floor returns the start of the step that holds t, in UTC.
-func (s Step) floor(t time.Time) time.Time {
-	t = t.UTC()
-	return time.Date(t.Year(), t.Month(), t.Day(), 0, 0, 0, 0, time.UTC)
+func (s Step) width() time.Duration {
+	if s == Hour {
+		return time.Hour
+	}
+	return 24 * time.Hour
 }
 
+// next returns the start of the n-th step after the one that begins at t.
+func (s Step) next(t time.Time, n int) time.Time { return t.Add(time.Duration(n) * s.width()) }
+
+// floor returns the start of the step that holds t, in UTC: Truncate counts from a midnight.
+func (s Step) floor(t time.Time) time.Time { return t.UTC().Truncate(s.width()) }
+
 // suffix is the part of a partition's name that tells its start to a person.
-func (s Step) suffix(t time.Time) string { return t.UTC().Format("20060102") }
+func (s Step) suffix(t time.Time) string {
+	if s == Hour {
+		return t.UTC().Format("20060102_15")
+	}
+	return t.UTC().Format("20060102")
+}
+
+// label is a step's start for a person.
+func (s Step) label(t time.Time) string {
+	if s == Hour {
+		return t.UTC().Format("2006-01-02T15Z")
+	}
+	return t.UTC().Format(time.DateOnly)
+}
 
 // What becomes of a partition that is past its policy's retention.
 const (
@@ -40,30 +60,33 @@ const DefaultGrace = 24 * time.Hour
 // NoPremake as Policy.Premake says that partitions are never created, only moved in.
 const NoPremake = -1
 
+const maxPremake = 366
+
 // Policy says how one range-partitioned table is kept. The type of the key (timestamptz or date) is not part of it:
 // it is read from the catalog.
 type Policy struct {
 	// Schema and Table name the partitioned table.
-	Schema, Table string
+	Schema string `json:"schema"`
+	Table  string `json:"table"`
 	// Key is the table's only partition column.
-	Key string
+	Key string `json:"key"`
 	// Step is the width of a partition.
-	Step Step
+	Step Step `json:"step"`
 	// Premake is the number of partitions kept ready after the current one; NoPremake creates none at all.
-	Premake int
+	Premake int `json:"premake"`
 	// Retention is the number of partitions kept, the current one included: 8 is today and the seven days before.
 	// 0 keeps all.
-	Retention int
+	Retention int `json:"retention"`
 	// Expired is what becomes of older ones: ExpiredArchive or ExpiredDrop. Empty only where Retention is 0.
-	Expired string
+	Expired string `json:"expired,omitempty"`
 	// ArchiveTable is the partitioned table, in the same schema, to which expired partitions move.
-	ArchiveTable string
+	ArchiveTable string `json:"archive_table,omitempty"`
 	// Grace is how long a detached partition stays before it is dropped; 0 is DefaultGrace.
-	Grace time.Duration
+	Grace time.Duration `json:"grace,omitempty"`
 	// Indexes are those that each leaf has and its parent does not declare.
-	Indexes []Index
+	Indexes []Index `json:"indexes,omitempty"`
 	// Storage holds the leaves' storage parameters, which LIKE does not carry: fillfactor, autovacuum_….
-	Storage map[string]string
+	Storage map[string]string `json:"storage,omitempty"`
 }
 
 // Index is an index of each leaf that the partitioned parent cannot declare, such as a unique one without the partition key.
@@ -126,11 +149,11 @@ func (p Policy) Validate() error {
 			bad("%s %q: an identifier of 1 to %d bytes is needed", f.name, f.value, maxName)
 		}
 	}
-	if p.Step != Day {
-		bad("step %q: only %q is known", p.Step, Day)
+	if p.Step != Day && p.Step != Hour {
+		bad("step %q: %q or %q is needed", p.Step, Day, Hour)
 	}
-	if p.Premake < NoPremake || p.Premake > 366 {
-		bad("premake %d: %d to 366 is possible", p.Premake, NoPremake)
+	if p.Premake < NoPremake || p.Premake > maxPremake {
+		bad("premake %d: %d to %d is possible", p.Premake, NoPremake, maxPremake)
 	}
 	if p.Retention < 0 {
 		bad("retention %d: 0 or more is possible", p.Retention)
@@ -146,6 +169,14 @@ func (p Policy) Validate() error {
 		}
 	}
 	return errors.Join(faults...)
+}
+
+// fitsKey refuses hours of a key that has none.
+func (p Policy) fitsKey(k KeyType) error {
+	if k == Date && p.Step != Day {
+		return fmt.Errorf("step %q: key %q of table %q is a date: only %q is possible", p.Step, p.Key, p.String(), Day)
+	}
+	return nil
 }
 
 func (p Policy) validateExpired(bad func(string, ...any)) {

@@ -3,6 +3,7 @@ package partman_test
 import (
 	"errors"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -88,5 +89,28 @@ func TestRegisterTellsWhatWentBefore(t *testing.T) {
 	second.Grace = kept.Grace
 	if previous, err = partman.Register(h.ctx, h.pool, "public", first); err != nil || previous == nil || !previous.Equal(second) {
 		t.Errorf("changed back: previous %+v, %v", previous, err)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	t.Parallel()
+	if err := live().Validate(); err != nil {
+		t.Errorf("a good policy: %v", err)
+	}
+	bad := partman.Policy{
+		Table: "t", Step: "week", Premake: -2, Retention: -1, Grace: -1, Expired: "burn",
+		Indexes: []partman.Index{{Name: "A b", NullsNotDistinct: true}}, Storage: map[string]string{"fillfactor": "50); drop table x"},
+	}
+	err := bad.Validate()
+	if err == nil {
+		t.Fatal("no error for a policy that is all wrong")
+	}
+	for _, part := range []string{
+		`schema ""`, `key ""`, `step "week"`, "premake -2", "retention -1", "grace -1ns", `expired "burn"`,
+		`index "A b": a name`, "columns []", "nulls not distinct", "storage fillfactor=",
+	} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q is missing in: %v", part, err)
+		}
 	}
 }

@@ -103,7 +103,7 @@ func (c *checker) rows() {
 	for _, h := range c.s.Record.Held {
 		if h.Rows != nil && h.Rows.After != nil && h.Rows.Table == c.p.Table {
 			c.add(RowsDiffer, h.Rows.Partition, "%s; the day is held. Once that is understood: plenumctl partitions release %s",
-				h.Rows, h.From.Format(dayLayout))
+				h.Rows, c.p.Step.label(h.From))
 		}
 	}
 }

@@ -29,6 +29,8 @@ type Snapshot struct {
 	Default string
 	// Indexes are those that the partitioned table itself declares.
 	Indexes []CatalogIndex
+	// Traits are what a new leaf is given besides.
+	Traits Traits
 	// Archive describes the table that Policy.ArchiveTable names; nil where it names none.
 	Archive *Archive
 	// Detached are partitions of this table that were detached by this package and wait to be dropped.

@@ -181,14 +181,18 @@ func (m *Manager) measure(ctx context.Context, p Policy, s *Snapshot) error {
 	return m.sizes(ctx, oids, bytes)
 }
 
-// policy finds the policy of a table named with or without its schema.
+// policy finds the policy of a table named as ParseName reads it, within Config.Schema.
 func (m *Manager) policy(ctx context.Context, table string) (Policy, error) {
 	policies, err := Policies(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
 		return Policy{}, err
 	}
+	schema, name, err := ParseName(table, m.cfg.Schema)
+	if err != nil {
+		return Policy{}, err
+	}
 	for _, p := range policies {
-		if p.String() == table || p.Schema == m.cfg.Schema && p.Table == table {
+		if p.Schema == schema && p.Table == name {
 			return p, nil
 		}
 	}

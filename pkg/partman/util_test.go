@@ -1,6 +1,7 @@
 package partman_test
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"os"
@@ -47,3 +48,6 @@ func noticer(mu *sync.Mutex, list *[]string) func(*pgconn.PgConn, *pgconn.Notice
 		*list = append(*list, n.Message)
 	}
 }
+
+// background outlives the test, for its cleanup.
+var background = context.Background()

@@ -55,15 +55,20 @@ func stopShared() error {
 // crashes or restarts a server starts its own.
 func Postgres(tb testing.TB) *devenv.Postgres {
 	tb.Helper()
+	server, err := start()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return server
+}
+
+func start() (*devenv.Postgres, error) {
 	shared.mu.Lock()
 	defer shared.mu.Unlock()
 	if shared.server == nil && shared.err == nil {
 		shared.server, shared.err = devenv.StartPostgres(context.Background(), Config())
 	}
-	if shared.err != nil {
-		tb.Fatal(shared.err)
-	}
-	return shared.server
+	return shared.server, shared.err
 }
 
 // Config is how the shared server is run, for tests that start their own.
@@ -81,21 +86,36 @@ func Config() devenv.PostgresConfig {
 // server. It is dropped when the test ends, along with the sessions in it.
 func Database(tb testing.TB) string {
 	tb.Helper()
-	server := Postgres(tb)
+	url, drop, err := OpenDatabase()
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := drop(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return url
+}
+
+// OpenDatabase is Database for an example, which has no testing.TB: the caller
+// calls drop.
+func OpenDatabase() (url string, drop func() error, err error) {
+	server, err := start()
+	if err != nil {
+		return "", nil, err
+	}
 	name := fmt.Sprintf("test_%d", shared.database.Add(1))
 	ctx, cancel := context.WithTimeout(context.Background(), hangLimit)
 	defer cancel()
 	if err := server.CreateDatabase(ctx, name, ""); err != nil {
-		tb.Fatal(err)
+		return "", nil, err
 	}
-	tb.Cleanup(func() {
+	return server.URL(name), func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), hangLimit)
 		defer cancel()
-		if err := server.DropDatabase(ctx, name); err != nil {
-			tb.Error(err)
-		}
-	})
-	return server.URL(name)
+		return server.DropDatabase(ctx, name)
+	}, nil
 }
 
 // Mosquitto is a broker for one test, with further lines of mosquitto.conf. It
