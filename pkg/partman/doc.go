@@ -26,7 +26,8 @@
 // # Rights
 //
 // The role of Config.Pool must be the tables' owner or a member of it, may create in their schemas and in that of
-// partition_policy, and in their tablespace if they have one; the owner, too, may create in its schema. Where row
+// partition_policy, and in their tablespace if they have one; the owner, too, may create in its schema. It may read and
+// update partition_policy. Where row
 // security is forced and a hook reads rows, it needs BYPASSRLS: the hook fails otherwise. With pg_read_all_stats it sees
 // what the sessions of others do that stand in its way. The pool must not go through a transaction pooler: locks are held by session.
 //

@@ -165,7 +165,7 @@ func TestGuardUnderRowSecurity(t *testing.T) {
 	h := newHouse(t, nil, p)
 	h.exec(ordersTable + `alter table "Shop"."Orders" enable row level security, force row level security`)
 	owner := h.role("owner")
-	h.exec(fmt.Sprintf(`alter schema "Shop" owner to %[1]q; alter table "Shop"."Orders" owner to %[1]q; grant select on partition_policy to %[1]q`, owner))
+	h.exec(fmt.Sprintf(`alter schema "Shop" owner to %[1]q; alter table "Shop"."Orders" owner to %[1]q; grant select, update on partition_policy to %[1]q`, owner))
 	now := h.today.AddDate(0, 0, -9)
 	cfg := h.cfg
 	cfg.Pool = h.connectAs(owner)
