@@ -5,7 +5,7 @@ BUILD   := -trimpath -buildvcs=false -ldflags "-X plenum/internal/program.versio
 TOOL    := $(GO) tool -modfile=tools/go.mod
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build run test prove bench check format clean
+.PHONY: build run test test-matrix prove bench check format clean
 build:
 	$(GO) build $(BUILD) -o bin/ ./cmd/...
 
@@ -17,6 +17,11 @@ run:
 test: bin/promtool
 	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -timeout 15m ./...
+
+# The suites that depend on PostgreSQL, on 15 to 18; the table makes docs/matrix.md.
+test-matrix:
+	@sh tools/install.sh postgresql npm
+	@GO="$(GO)" sh tools/matrix.sh
 
 # The proofs at the sizes that are claimed; the figures they print make docs/proof.md.
 prove:
@@ -45,4 +50,4 @@ bin/promtool:
 	@command -v promtool >/dev/null && mkdir -p bin && ln -sf "$$(command -v promtool)" $@ || sh tools/promtool.sh $@
 
 clean:
-	rm -rf bin
+	rm -rf bin .cache
