@@ -15,7 +15,7 @@ run:
 	@exec bin/plenumctl demo
 
 test: bin/promtool
-	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime
+	@sh tools/install.sh postgresql pg_partman mosquitto mosquitto-clients compiler libfaketime
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -timeout 15m ./...
 
 # The suites that depend on PostgreSQL, on 15 to 18; the table makes docs/matrix.md.
@@ -28,9 +28,11 @@ prove:
 	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime
 	@GO="$(GO)" sh tools/prove.sh
 
+# BENCH=Partitions, for one, runs that alone; its part of the report is replaced.
+BENCH ?= .
 bench:
-	@sh tools/install.sh postgresql mosquitto
-	$(GO) test -count=1 -timeout 30m -run '^$$' -benchtime 1x -bench . ./bench -out $(CURDIR)/docs/benchmarks.md
+	@sh tools/install.sh postgresql mosquitto pg_partman
+	$(GO) test -count=1 -timeout 60m -run '^$$' -benchtime 1x -bench '$(BENCH)' ./bench -out $(CURDIR)/docs/benchmarks.md
 
 check: bin/promtool
 	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler

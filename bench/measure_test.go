@@ -263,11 +263,7 @@ type database struct {
 func (h *house) database(name string) *database {
 	h.tb.Helper()
 	h.check(h.postgres.CreateDatabase(h.ctx, name, ""))
-	d := &database{h: h, name: name, url: h.postgres.URL(name)}
-	var err error
-	d.conn, err = pgx.Connect(h.ctx, d.url)
-	h.check(err)
-	return d
+	return h.open(name)
 }
 
 func (d *database) drop() {
