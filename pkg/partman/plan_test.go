@@ -136,7 +136,7 @@ func coverageCases(t *testing.T) []golden {
 	taken.Taken = []string{"telemetry_p20261122", "telemetry_p20261122_2", "telemetry_p20261123_identity"}
 	taken.Strays = []string{"telemetry_p20261122"}
 	fallback := snapshot(days("2026-11-22", 2)...)
-	fallback.Default = "telemetry_default"
+	fallback.DefaultSchema, fallback.Default = "public", "telemetry_default"
 	return []golden{
 		{"fresh", live(), at("2026-11-22T10:00:00Z"), snapshot()},
 		{"complete", live(), at("2026-11-22T10:00:00Z"), snapshot(days("2026-11-15", 10)...)},
