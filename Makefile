@@ -20,7 +20,7 @@ test: bin/promtool
 
 # The suites that depend on PostgreSQL, on 15 to 18; the table makes docs/matrix.md.
 test-matrix:
-	@sh tools/install.sh postgresql npm
+	@sh tools/install.sh postgresql pg_partman npm
 	@GO="$(GO)" sh tools/matrix.sh
 
 # The proofs at the sizes that are claimed; the figures they print make docs/proof.md.
