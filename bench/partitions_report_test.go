@@ -77,7 +77,7 @@ operation was done are medians of %d repetitions; the longest is that of all.
 
 Plain SQL is CREATE TABLE … PARTITION OF, DETACH and ATTACH in one transaction, DROP TABLE, and CREATE INDEX on the table. pg_partman is
 Debian's, run by run_maintenance_proc; it moves an expired day to another schema where the others archive it, and repairs no index.
-partman has its default settings: tries of 50 ms, a second and more apart, so it is done some time after the query has ended.
+partman has its default settings: tries of 50 ms, a second and more apart. What cannot be had beside the query is done some time after it.
 
 | operation | by | p50, ms | p99, ms | longest, ms | over 100 ms | done after, s |
 |---|---|---|---|---|---|---|
