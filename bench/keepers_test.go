@@ -135,6 +135,7 @@ var extension = keeper{
 		d.exec(fmt.Sprintf(`select partman.create_parent('public.telemetry', 'last_modified', 'native', 'daily',
 			p_premake := %d, p_start_partition := '%s')`, daysAfter, dayOf(today.AddDate(0, 0, -daysBefore))))
 		d.exec("update partman.part_config set infinite_time_partitions = true")
+		d.exec("call partman.run_maintenance_proc()") // it makes one day less at first
 	},
 	change: map[operation]change{
 		create:  maintenance("premake = premake + 1"),

@@ -61,17 +61,22 @@ func (r *running) end() ([]sample, error) {
 	return r.samples, r.err
 }
 
-// write is one writer: it takes the next batch that is due, waits until then, and stores it. A batch once begun is finished.
+// write is one writer: it takes the next batch that is due, waits until then, and stores it. What was due when the load was stopped is
+// stored still, or the end of a stall would go unmeasured.
 func (l load) write(ctx context.Context, url string, begin time.Time, next *atomic.Int64) (samples []sample, err error) {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
+	var stopped time.Time
 	for {
 		n := next.Add(1)
 		due := begin.Add(time.Duration(n) * l.every)
-		if wait(ctx, time.Until(due)) != nil {
+		if wait(ctx, time.Until(due)) != nil && stopped.IsZero() {
+			stopped = time.Now()
+		}
+		if !stopped.IsZero() && due.After(stopped) {
 			return samples, nil
 		}
 		const copySQL = "copy telemetry (device_id, recorded_at, seq, payload) from stdin"

@@ -299,11 +299,16 @@ func (d *database) await(count string, n int) {
 	})
 }
 
+// number is the result of a query of one integer.
+func (d *database) number(query string) (n int) {
+	d.h.tb.Helper()
+	d.h.check(d.conn.QueryRow(d.h.ctx, query).Scan(&n))
+	return n
+}
+
 func (d *database) expect(count string, n int) {
 	d.h.tb.Helper()
-	var got int
-	d.h.check(d.conn.QueryRow(d.h.ctx, count).Scan(&got))
-	if got != n {
+	if got := d.number(count); got != n {
 		d.h.tb.Fatalf("%s: %s: %d, not %d", d.name, count, got, n)
 	}
 }

@@ -114,6 +114,7 @@ func (h *house) beside(k keeper, fixture int, o operation, today time.Time, s pa
 	name := fmt.Sprintf("stall_%d", fixture)
 	h.check(h.postgres.CreateDatabase(h.ctx, name, fmt.Sprintf("fixture_%d", fixture)))
 	d := h.open(name)
+	leaves := d.number(leavesSQL)
 	l := s.load.start(h.ctx, d.url)
 	h.check(wait(h.ctx, s.window/10))
 	analyst := h.analyse(d, s.query)
@@ -124,6 +125,8 @@ func (h *house) beside(k keeper, fixture int, o operation, today time.Time, s pa
 	h.check(wait(h.ctx, max(s.window-time.Since(begin), s.window/10)))
 	samples, err := l.end()
 	h.check(err)
+	d.expect("select count(*) from telemetry where last_modified >= '"+dayOf(today)+"'", len(samples)*s.load.rows)
+	d.expectDone(o, leaves, today)
 	for n, sample := range samples {
 		if !sample.due.Before(begin) {
 			samples = samples[n:]
@@ -132,6 +135,26 @@ func (h *house) beside(k keeper, fixture int, o operation, today time.Time, s pa
 	}
 	d.drop()
 	return stall{keeper: k.name, operation: o, samples: samples, took: took}
+}
+
+const leavesSQL = "select count(*) from pg_inherits where inhparent = 'telemetry'::regclass"
+
+// expectDone says that an operation did what it is called, given the number of partitions before.
+func (d *database) expectDone(o operation, leaves int, today time.Time) {
+	d.h.tb.Helper()
+	oldDay := "select count(*) from pg_class where relkind = 'r' and replace(relname, '_', '') = 'telemetryp" + today.AddDate(0, 0, -daysBefore).Format("20060102") + "'"
+	switch o {
+	case create:
+		d.expect(leavesSQL, leaves+1)
+	case archive:
+		d.expect(leavesSQL, leaves-1)
+		d.expect(oldDay, 1)
+	case drop:
+		d.expect(leavesSQL, leaves-1)
+		d.expect(oldDay, 0)
+	case index:
+		d.expect("select count(*) from pg_index join pg_inherits on inhrelid = indrelid where indisvalid and pg_get_indexdef(indexrelid) like '%(device_id, recorded_at)'", leaves)
+	}
 }
 
 // change tries an operation again after a deadlock, as an operator would.
