@@ -73,13 +73,18 @@ func createAction(p Policy, s Snapshot, r span, names names) Action {
 		add("", nil, "an index that only leaves have", i.sql(names.free(name+"_"+i.Name), leaf, false))
 	}
 	if s.Default != "" {
-		// ACCESS EXCLUSIVE on the DEFAULT partition, which ATTACH would take. It is asked for here, so that whoever is in the way is named.
-		add("ACCESS EXCLUSIVE", []string{s.DefaultSchema + "." + s.Default}, "ATTACH scans the DEFAULT partition",
+		// ACCESS EXCLUSIVE on the DEFAULT partition, which ATTACH would take.
+		add("ACCESS EXCLUSIVE", []string{s.DefaultSchema + "." + s.Default}, "ATTACH would take it; by itself, so that whoever is in the way is found",
 			fmt.Sprintf("lock table %s in access exclusive mode", ident(s.DefaultSchema, s.Default)))
 	}
 	// SHARE UPDATE EXCLUSIVE on the parent, so that reads and writes go on; ACCESS EXCLUSIVE on the leaf. PARTITION OF
 	// would take ACCESS EXCLUSIVE on the parent (PostgreSQL, ALTER TABLE … ATTACH PARTITION).
-	add("SHARE UPDATE EXCLUSIVE", []string{p.String()}, "from here on rows land in it",
+	why := "from here on rows land in it"
+	on := []string{p.String()}
+	if s.Default != "" {
+		why += "; the DEFAULT partition is locked ACCESS EXCLUSIVE and scanned"
+	}
+	add("SHARE UPDATE EXCLUSIVE", on, why,
 		fmt.Sprintf("alter table %s attach partition %s %s", parent, leaf, s.KeyType.bounds(r.from, r.to)))
 	a.Statements = append(a.Statements, Statement{
 		Tx: 1, Hook: HookIndexes,

@@ -88,7 +88,7 @@ func days(from string, n int) []partman.Partition {
 // snapshot is a table without fault.
 func snapshot(partitions ...partman.Partition) partman.Snapshot {
 	s := partman.Snapshot{
-		KeyType: partman.TimestampTZ, Owner: "owner", User: "owner", CanOwn: true, Partitions: partitions,
+		KeyType: partman.TimestampTZ, Owner: "owner", User: "owner", CanOwn: true, Partitions: partitions, DefaultSchema: "public",
 		Indexes:  []partman.CatalogIndex{idIndex, brin},
 		Archive:  &partman.Archive{KeyType: partman.TimestampTZ, Indexes: []partman.CatalogIndex{idIndex, brin}},
 		Analyzed: day("2099-01-01"),
@@ -136,7 +136,7 @@ func coverageCases(t *testing.T) []golden {
 	taken.Taken = []string{"telemetry_p20261122", "telemetry_p20261122_2", "telemetry_p20261123_identity"}
 	taken.Strays = []string{"telemetry_p20261122"}
 	fallback := snapshot(days("2026-11-22", 2)...)
-	fallback.DefaultSchema, fallback.Default = "public", "telemetry_default"
+	fallback.Default = "telemetry_default"
 	return []golden{
 		{"fresh", live(), at("2026-11-22T10:00:00Z"), snapshot()},
 		{"complete", live(), at("2026-11-22T10:00:00Z"), snapshot(days("2026-11-15", 10)...)},
