@@ -15,7 +15,7 @@ run:
 	@exec bin/plenumctl demo
 
 test: bin/promtool
-	@sh tools/install.sh postgresql pg_partman mosquitto mosquitto-clients compiler libfaketime
+	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime pg_partman
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -timeout 15m ./...
 
 # The suites that depend on PostgreSQL, on 15 to 18; the table makes docs/matrix.md.

@@ -13,9 +13,10 @@ for want in "$@"; do
 	mosquitto) have mosquitto || [ -x /usr/sbin/mosquitto ] || missing="$missing mosquitto" ;;
 	mosquitto-clients) have mosquitto_pub || missing="$missing mosquitto-clients" ;;
 	compiler) have gcc || missing="$missing gcc libc6-dev" ;;
-	pg_partman) ls /usr/share/postgresql/*/extension/pg_partman.control >/dev/null 2>&1 || missing="$missing postgresql-15-partman" ;;
 	npm) have npm || missing="$missing npm" ;;
 	libfaketime) ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing libfaketime" ;;
+	pg_partman)
+		[ -n "${PLENUM_PG_BIN:-}" ] || ls /usr/share/postgresql/15/extension/pg_partman.control >/dev/null 2>&1 || missing="$missing postgresql-15-partman" ;;
 	*) echo "install.sh: unknown argument $want" >&2 && exit 2 ;;
 	esac
 done
