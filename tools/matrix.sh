@@ -10,6 +10,7 @@ later="16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"
 # What the npm packages lack: extensions. A test that needs pg_partman has PgPartman in its name, and runs on Debian's alone.
 debian=PgPartman
 
+commit=$(git describe --tags --always --dirty 2>/dev/null || echo devel) # before the table changes the tree
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=
@@ -53,7 +54,7 @@ done
 {
 	echo "# Versions of PostgreSQL"
 	echo
-	echo "Written by \`make test-matrix\` at $(git describe --tags --always --dirty 2>/dev/null || echo devel) on $(date -u +%F): the whole suites, on real servers, each test and subtest counted. 15 is Debian's, the others are of npm's package \`$package\`."
+	echo "Written by \`make test-matrix\` at $commit on $(date -u +%F): the whole suites, on real servers, each test and subtest counted. 15 is Debian's, the others are of npm's package \`$package\`."
 	echo
 	echo "| PostgreSQL | package | suite | tests run | passed | skipped |"
 	echo "|---|---|---|---|---|---|"
