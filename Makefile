@@ -5,7 +5,7 @@ BUILD   := -trimpath -buildvcs=false -ldflags "-X plenum/internal/program.versio
 TOOL    := $(GO) tool -modfile=tools/go.mod
 export GOFLAGS := -buildvcs=false
 
-.PHONY: build run test prove bench check format clean
+.PHONY: build run test test-matrix prove bench check format clean
 build:
 	$(GO) build $(BUILD) -o bin/ ./cmd/...
 
@@ -18,14 +18,21 @@ test: bin/promtool
 	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime pg_partman
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -timeout 15m ./...
 
+# The suites that depend on PostgreSQL, on 15 to 18; the table makes docs/matrix.md.
+test-matrix:
+	@sh tools/install.sh postgresql pg_partman npm
+	@GO="$(GO)" sh tools/matrix.sh
+
 # The proofs at the sizes that are claimed; the figures they print make docs/proof.md.
 prove:
 	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime
 	@GO="$(GO)" sh tools/prove.sh
 
+# BENCH=Partitions, for one, runs that alone; its part of the report is replaced.
+BENCH ?= .
 bench:
-	@sh tools/install.sh postgresql mosquitto
-	$(GO) test -count=1 -timeout 30m -run '^$$' -benchtime 1x -bench . ./bench -out $(CURDIR)/docs/benchmarks.md
+	@sh tools/install.sh postgresql mosquitto pg_partman
+	$(GO) test -count=1 -timeout 60m -run '^$$' -benchtime 1x -bench '$(BENCH)' ./bench -out $(CURDIR)/docs/benchmarks.md
 
 check: bin/promtool
 	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler
@@ -45,4 +52,4 @@ bin/promtool:
 	@command -v promtool >/dev/null && mkdir -p bin && ln -sf "$$(command -v promtool)" $@ || sh tools/promtool.sh $@
 
 clean:
-	rm -rf bin
+	rm -rf bin .cache

@@ -5,6 +5,9 @@
 // which one stores without the identity index, are given the same readings while no consumer runs; then each drains its session alone. Then syncjob
 // marks the rows of the one, and a plain SQL loop those of the other. At last ingest gets readings at a steady rate.
 //
+// BenchmarkPartitions is about those who insert while partitions are kept: a load whose batches are due at fixed instants, an analytic
+// query that holds its snapshot, and an operation by pkg/partman, by plain SQL or by pg_partman, each on a copy of its keeper's fixture.
+//
 // What must hold, for the figures to mean what they say:
 //
 //   - Everything measured is the product's binary, or code that has no other work in its process; what a process spends on

@@ -35,21 +35,29 @@ type house struct {
 
 func newHouse(ctx context.Context, tb testing.TB) *house {
 	tb.Helper()
-	h := &house{tb: tb, ctx: ctx, bin: tb.TempDir()}
+	h := newServer(ctx, tb)
+	h.bin = tb.TempDir()
 	out, err := exec.CommandContext(ctx, "go", append(append([]string{"build"}, buildFlags...), "-o", h.bin, "plenum/cmd/ingest", "plenum/cmd/syncjob")...).CombinedOutput()
 	if err != nil {
 		tb.Fatalf("build the programs: %v\n%s", err, out)
 	}
+	// Its saves would stop the broker now and then, for longer than a batch takes.
+	h.broker, err = devenv.StartMosquitto(ctx, devenv.MosquittoConfig{Lines: []string{"persistence false", "log_type error"}})
+	h.check(err)
+	tb.Cleanup(func() { report(tb, h.broker.Stop()) })
+	return h
+}
+
+// newServer is a house with PostgreSQL alone.
+func newServer(ctx context.Context, tb testing.TB) *house {
+	tb.Helper()
+	h := &house{tb: tb, ctx: ctx}
 	settings, err := deployed("../deploy/postgresql/plenum.conf")
 	h.check(err)
 	settings["autovacuum"] = "off" // it would fall into one measurement and not into another
 	h.postgres, err = devenv.StartPostgres(ctx, devenv.PostgresConfig{BinDir: devenv.PostgresBinDir(os.Getenv), Fsync: true, Settings: settings})
 	h.check(err)
 	tb.Cleanup(func() { report(tb, h.postgres.Stop()) })
-	// Its saves would stop the broker now and then, for longer than a batch takes.
-	h.broker, err = devenv.StartMosquitto(ctx, devenv.MosquittoConfig{Lines: []string{"persistence false", "log_type error"}})
-	h.check(err)
-	tb.Cleanup(func() { report(tb, h.broker.Stop()) })
 	h.admin, err = pgx.Connect(ctx, h.postgres.URL("postgres"))
 	h.check(err)
 	tb.Cleanup(func() { report(tb, h.admin.Close(context.Background())) })

@@ -10,7 +10,7 @@ import (
 )
 
 var (
-	out     = flag.String("out", "", "file that gets the report of BenchmarkPath, in Markdown")
+	out     = flag.String("out", "", "file in which each benchmark's report replaces its own part, in Markdown")
 	profile = flag.String("profile", "", "file that gets the CPU profile of BenchmarkIngest, for go tool pprof")
 )
 
@@ -49,7 +49,7 @@ func BenchmarkPath(b *testing.B) {
 		text := r.markdown()
 		fmt.Print("\n", text, "\n")
 		if *out != "" {
-			if err := os.WriteFile(*out, []byte(text), 0o644); err != nil {
+			if err := writePart(*out, text); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -263,11 +263,7 @@ type database struct {
 func (h *house) database(name string) *database {
 	h.tb.Helper()
 	h.check(h.postgres.CreateDatabase(h.ctx, name, ""))
-	d := &database{h: h, name: name, url: h.postgres.URL(name)}
-	var err error
-	d.conn, err = pgx.Connect(h.ctx, d.url)
-	h.check(err)
-	return d
+	return h.open(name)
 }
 
 func (d *database) drop() {
@@ -303,11 +299,16 @@ func (d *database) await(count string, n int) {
 	})
 }
 
+// number is the result of a query of one integer.
+func (d *database) number(query string) (n int) {
+	d.h.tb.Helper()
+	d.h.check(d.conn.QueryRow(d.h.ctx, query).Scan(&n))
+	return n
+}
+
 func (d *database) expect(count string, n int) {
 	d.h.tb.Helper()
-	var got int
-	d.h.check(d.conn.QueryRow(d.h.ctx, count).Scan(&got))
-	if got != n {
+	if got := d.number(count); got != n {
 		d.h.tb.Fatalf("%s: %s: %d, not %d", d.name, count, got, n)
 	}
 }

@@ -3,6 +3,7 @@ package bench
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,7 +21,16 @@ func (h *house) versions() string {
 	h.tb.Helper()
 	var postgres string
 	h.check(h.admin.QueryRow(h.ctx, "select split_part(version(), ' ', 2)").Scan(&postgres))
-	return fmt.Sprintf("%s, %d of its processors; %s; PostgreSQL %s", processor(), runtime.NumCPU(), runtime.Version(), postgres)
+	return fmt.Sprintf("%s, %d of its processors; %s; PostgreSQL %s; at %s", processor(), runtime.NumCPU(), runtime.Version(), postgres, commit())
+}
+
+// commit names the tree that is measured.
+func commit() string {
+	name, err := exec.Command("git", "describe", "--tags", "--always", "--dirty").Output()
+	if err != nil {
+		return "an unknown commit"
+	}
+	return strings.TrimSpace(string(name))
 }
 
 // processor is the name in /proc/cpuinfo.

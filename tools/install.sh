@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that are missing of those named as arguments: postgresql, mosquitto,
-# mosquitto-clients, compiler, libfaketime, pg_partman. No cluster is created and no service is started or enabled.
+# mosquitto-clients, compiler, libfaketime, pg_partman, npm. No cluster is created and no service is started or enabled.
 set -eu
 
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -13,6 +13,7 @@ for want in "$@"; do
 	mosquitto) have mosquitto || [ -x /usr/sbin/mosquitto ] || missing="$missing mosquitto" ;;
 	mosquitto-clients) have mosquitto_pub || missing="$missing mosquitto-clients" ;;
 	compiler) have gcc || missing="$missing gcc libc6-dev" ;;
+	npm) have npm || missing="$missing npm" ;;
 	libfaketime) ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing libfaketime" ;;
 	pg_partman)
 		[ -n "${PLENUM_PG_BIN:-}" ] || ls /usr/share/postgresql/15/extension/pg_partman.control >/dev/null 2>&1 || missing="$missing postgresql-15-partman" ;;

@@ -147,7 +147,7 @@ func adopt(ctx context.Context, tx pgx.Tx, schema, table string, change func(*Po
 	if config != nil {
 		a.former(*config)
 	}
-	return a, a.fallback(ctx, tx, fallback, now)
+	return a, a.fallback(ctx, tx, fallback.Name, now)
 }
 
 // stepOf tells the step from how wide most partitions are, a day by the clocks of any zone, and premake from how many of

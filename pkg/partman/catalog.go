@@ -47,9 +47,11 @@ func readSnapshot(ctx context.Context, tx pgx.Tx, p Policy) (s Snapshot, err err
 	if s.Traits, err = readTraits(ctx, tx, root.oid); err != nil {
 		return s, err
 	}
-	if s.Partitions, s.Default, err = readPartitions(ctx, tx, root.oid); err != nil {
+	var fallback Partition
+	if s.Partitions, fallback, err = readPartitions(ctx, tx, root.oid); err != nil {
 		return s, err
 	}
+	s.DefaultSchema, s.Default = fallback.Schema, fallback.Name
 	if s.Indexes, err = readIndexes(ctx, tx, root.oid, s.Partitions); err != nil {
 		return s, err
 	}
@@ -123,10 +125,10 @@ select n.nspname, c.relname, c.oid, c.relkind::text, i.inhdetachpending, pg_get_
   left join pg_constraint k on k.conrelid = c.oid and k.conname = $2 and k.contype = 'c'
  where i.inhparent = $1`
 
-func readPartitions(ctx context.Context, tx pgx.Tx, parent uint32) (list []Partition, fallback string, err error) {
+func readPartitions(ctx context.Context, tx pgx.Tx, parent uint32) (list []Partition, fallback Partition, err error) {
 	rows, err := tx.Query(ctx, partitionsSQL, parent, boundsCheck)
 	if err != nil {
-		return nil, "", err
+		return nil, fallback, err
 	}
 	var p Partition
 	var bound string
@@ -137,7 +139,7 @@ func readPartitions(ctx context.Context, tx pgx.Tx, parent uint32) (list []Parti
 		&options, &validated,
 	}, func() error {
 		if bound == "DEFAULT" {
-			fallback = p.Name
+			fallback = p
 			return nil
 		}
 		leaf := p
@@ -171,9 +173,11 @@ func readArchive(ctx context.Context, tx pgx.Tx, p Policy) (*Archive, error) {
 		return nil, fmt.Errorf("archive: %w", err)
 	}
 	a := &Archive{KeyType: root.snapshot.KeyType}
-	if a.Partitions, a.Default, err = readPartitions(ctx, tx, root.oid); err != nil {
+	var fallback Partition
+	if a.Partitions, fallback, err = readPartitions(ctx, tx, root.oid); err != nil {
 		return nil, err
 	}
+	a.Default = fallback.Name
 	a.Indexes, err = readIndexes(ctx, tx, root.oid, nil)
 	return a, err
 }

@@ -93,6 +93,11 @@ func createAction(p Policy, s Snapshot, r span, names names) Action {
 		// SHARE on the leaf, which nobody else sees yet.
 		add("", nil, "an index that only leaves have", i.sql(names.free(name+"_"+i.Name), leaf, false))
 	}
+	if s.Default != "" {
+		// ACCESS EXCLUSIVE on the DEFAULT partition, which ATTACH would take.
+		add("ACCESS EXCLUSIVE", []string{s.DefaultSchema + "." + s.Default}, "ATTACH would take it; by itself, so that whoever is in the way is found",
+			fmt.Sprintf("lock table %s in access exclusive mode", ident(s.DefaultSchema, s.Default)))
+	}
 	// SHARE UPDATE EXCLUSIVE on the parent, so that reads and writes go on; ACCESS EXCLUSIVE on the leaf. PARTITION OF
 	// would take ACCESS EXCLUSIVE on the parent (PostgreSQL, ALTER TABLE … ATTACH PARTITION).
 	why := "from here on rows land in it"

@@ -88,7 +88,7 @@ func days(from string, n int) []partman.Partition {
 // snapshot is a table without fault.
 func snapshot(partitions ...partman.Partition) partman.Snapshot {
 	s := partman.Snapshot{
-		KeyType: partman.TimestampTZ, Owner: "owner", User: "owner", CanOwn: true, Partitions: partitions,
+		KeyType: partman.TimestampTZ, Owner: "owner", User: "owner", CanOwn: true, Partitions: partitions, DefaultSchema: "public",
 		Indexes:  []partman.CatalogIndex{idIndex, brin},
 		Archive:  &partman.Archive{KeyType: partman.TimestampTZ, Indexes: []partman.CatalogIndex{idIndex, brin}},
 		Analyzed: day("2099-01-01"),

@@ -25,8 +25,8 @@ type Snapshot struct {
 	CanOwn      bool
 	// Partitions are ordered by their lower bound; a DEFAULT partition is not among them.
 	Partitions []Partition
-	// Default is the name of the DEFAULT partition, empty where there is none.
-	Default string
+	// Default is the name of the DEFAULT partition, empty where there is none, and DefaultSchema its schema.
+	Default, DefaultSchema string
 	// Indexes are those that the partitioned table itself declares.
 	Indexes []CatalogIndex
 	// Traits are what a new leaf is given besides.
