@@ -9,7 +9,7 @@ import (
 	"plenum/pkg/partman"
 )
 
-// register puts tables that the test made itself under management, each with an index that only leaves have.
+// keepTable puts tables that the test made itself under management, each with an index that only leaves have.
 func (h *house) keepTable(tables ...string) {
 	h.t.Helper()
 	for _, table := range tables {
