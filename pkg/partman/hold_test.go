@@ -149,6 +149,9 @@ func TestHoldWinsUnderTheLock(t *testing.T) {
 			if len(r.Done) != 0 || len(r.Refused) != 1 || r.Refused[0].Blocked.Reason != c.reason {
 				t.Errorf("the round did %s, refused %+v", kinds(r), r.Refused)
 			}
+			if n := h.metric("plenum_partition_retire_blocked", "reason="+c.reason, "table=telemetry"); n != 1 {
+				t.Errorf("%v blocked in the metric, want 1", n)
+			}
 			if n := h.number("select count(*) from telemetry"); n != 10 {
 				t.Errorf("%d rows in the table, want 10", n)
 			}
