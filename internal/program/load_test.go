@@ -26,7 +26,7 @@ func TestEveryKey(t *testing.T) {
 		"ingest.max_payload_bytes": "262144", "ingest.drain_timeout": "30s",
 		"partition.retention_days": "8", "partition.premake_days": "4", "partition.expired": "archive", "partition.archive_days": "90",
 		"partition.max_retire_bytes": "0",
-		"quarantine.retention_days": "30", "quarantine.max_bytes": "1073741824",
+		"quarantine.retention_days":  "30", "quarantine.max_bytes": "1073741824",
 		"sync.batch_rows": "5000", "sync.workers": "1",
 		"http.listen": "127.0.0.1:8080", "log.level": "info", "log.format": "",
 	}

@@ -112,7 +112,7 @@ func newManager(a *App) (*partman.Manager, error) {
 	return partman.New(partman.Config{
 		Pool: a.owner, Schema: a.Settings.Database.Schema, Prepare: g.prepare, Guard: g.guard,
 		MaxRetireBytes: a.Settings.Partition.MaxRetireBytes,
-		Log: a.Log.With(zap.String("part", "partitions")), Registerer: a.Registry,
+		Log:            a.Log.With(zap.String("part", "partitions")), Registerer: a.Registry,
 	})
 }
 
