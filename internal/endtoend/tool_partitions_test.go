@@ -65,6 +65,7 @@ func TestToolHolds(t *testing.T) {
 	}
 	expect(1, "nothing holds "+day, "partitions", "release", day, "--table", "telemetry_archive")
 	expect(0, `"released": 1`, "partitions", "release", day, "--output", "json")
+	expect(3, "more than one round may take, max_retire_bytes 1", "partitions", "check", "--partition.max_retire_bytes", "1")
 	expect(0, partition+"  done", "partitions", "apply", "--table", "telemetry")
 	expect(0, "nothing found", "partitions", "check")
 }

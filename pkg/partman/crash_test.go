@@ -70,9 +70,9 @@ type crashCase struct {
 }
 
 func crashCases() map[string]crashCase {
-	old := func(h *house) { h.oldDay(8, 20) }
+	old := func(h *house) { h.crashDay() }
 	oldWith := func(sql string) func(h *house) {
-		return func(h *house) { h.exec(strings.ReplaceAll(sql, "LEAF", h.oldDay(8, 20))) }
+		return func(h *house) { h.exec(strings.ReplaceAll(sql, "LEAF", h.crashDay())) }
 	}
 	today := func(do func(h *house, leaf string)) func(h *house) {
 		return func(h *house) {
@@ -122,9 +122,16 @@ func crashCases() map[string]crashCase {
 	}
 }
 
+// crashDay is a day past retention, with all that there is to be after it: what goes on has less to do.
+func (h *house) crashDay() string {
+	name := h.oldDay(8, 20)
+	h.once(partman.CreateLoop)
+	return name
+}
+
 // uncounted leaves a day that has moved and was not counted again.
 func (h *house) uncounted() {
-	h.oldDay(8, 20)
+	h.crashDay()
 	ctx, cancel := context.WithCancel(h.ctx)
 	cfg := h.cfg
 	cfg.Step = func(_ context.Context, p partman.Point) {
@@ -140,7 +147,7 @@ func (h *house) uncounted() {
 
 // dropDue leaves a detached day whose grace is over.
 func (h *house) dropDue() {
-	h.oldDay(8, 20)
+	h.crashDay()
 	h.once(partman.RetireLoop)
 	p := dropping()
 	p.Grace = time.Microsecond

@@ -50,9 +50,17 @@
 // Time is the database's, and a partition is a UTC day or hour whatever the time zone of session or server. Literals carry their
 // offset; bounds are read under settings of our own.
 //
-// Nothing newer than the retention boundary leaves, and the current day never does. One round takes a limited number.
+// Nothing newer than the retention boundary leaves, and the current day never does. One round takes a limited number, and
+// as many bytes as Config.MaxRetireBytes allows.
 //
-// A day that moves to the archive is at no moment in neither table, nor in both. It leaves when the guard lets it, asked in
+// Nothing leaves by a clock in doubt: one that went back since the last round, or is days after it, or differs from the
+// host's. Nothing leaves by a retention that was just shortened: the old one stays in force until [Manager.Confirm]. Nothing
+// that is held leaves. A hold, and a policy that keeps more, is asked for again in the transaction that takes a partition
+// away, with the policy's row locked: it wins whenever it was set before the commit. Creating goes on in any case.
+//
+// A day that moves to the archive is at no moment in neither table, nor in both. Its rows are counted before, under the lock
+// that the guard has, and after the commit, under none; a day whose counts differ is held, and a finding, until a person
+// releases it. It leaves when the guard lets it, asked in
 // the transaction that takes it away and under a lock that holds up writes to that day, but before any lock on its table.
 //
 // No statement makes writers of the table wait longer than Config.LockTimeout: a lock that they would queue behind is asked

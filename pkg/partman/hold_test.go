@@ -3,6 +3,7 @@ package partman_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -148,6 +149,9 @@ func TestHoldWinsUnderTheLock(t *testing.T) {
 			if len(r.Done) != 0 || len(r.Refused) != 1 || r.Refused[0].Blocked.Reason != c.reason {
 				t.Errorf("the round did %s, refused %+v", kinds(r), r.Refused)
 			}
+			if n := h.metric("plenum_partition_retire_blocked", "reason="+c.reason, "table=telemetry"); n != 1 {
+				t.Errorf("%v blocked in the metric, want 1", n)
+			}
 			if n := h.number("select count(*) from telemetry"); n != 10 {
 				t.Errorf("%d rows in the table, want 10", n)
 			}
@@ -176,38 +180,39 @@ func TestHoldOfADetachedDay(t *testing.T) {
 	}
 }
 
-// TestHoldWaitsForTheMove that has looked already: once the hold is set it is true of where the day is.
-func TestHoldWaitsForTheMove(t *testing.T) {
+// TestHoldWaitsForTheCommit of what has looked already: once the hold is set it is true of where the day is.
+func TestHoldWaitsForTheCommit(t *testing.T) {
 	t.Parallel()
-	var h *house
-	held := make(chan error, 1)
-	h = newHouse(t, func(c *partman.Config) {
-		c.Step = func(ctx context.Context, p partman.Point) {
-			if p.Moment != partman.BeforeCommit || p.Action.Statements[p.Statement].Tx != 3 {
-				return
-			}
-			go func() { held <- h.m.Hold(ctx, "", h.dayHold(8)) }()
-			devtest.Eventually(t, func() error {
-				if h.number("select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'") == 0 {
-					return errors.New("the hold does not wait for the move")
+	for name, policy := range map[string]partman.Policy{"[archive]": live(), "[detach]": dropping()} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var h *house
+			held := make(chan error, 1)
+			h = newHouse(t, func(c *partman.Config) {
+				c.Step = func(ctx context.Context, p partman.Point) {
+					taken := slices.ContainsFunc(p.Action.Statements[:p.Statement], func(s partman.Statement) bool { return s.Hook == partman.HookWanted })
+					if p.Moment != partman.BeforeCommit || !taken {
+						return
+					}
+					go func() { held <- h.m.Hold(ctx, "", h.dayHold(8)) }()
+					devtest.Eventually(t, func() error {
+						if h.number("select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'") == 0 {
+							return errors.New("the hold does not wait for the commit")
+						}
+						return nil
+					})
 				}
-				return nil
-			})
-			select {
-			case err := <-held:
-				t.Errorf("the hold was set before the move's commit: %v", err)
-			default:
+			}, policy, archive())
+			h.oldDay(8, 10)
+			if got := kinds(h.once(partman.RetireLoop)); got != name {
+				t.Errorf("the round did %s", got)
 			}
-		}
-	}, live(), archive())
-	h.oldDay(8, 10)
-	if got := kinds(h.once(partman.RetireLoop)); got != "[archive]" {
-		t.Errorf("the round did %s", got)
-	}
-	if err := <-held; err != nil {
-		t.Error(err)
-	}
-	if n := h.number("select count(*) from partition_policy where jsonb_array_length(held) = 1"); n != 2 {
-		t.Errorf("%d tables have the hold and nothing else, want 2", n)
+			if err := <-held; err != nil {
+				t.Error(err)
+			}
+			if n := h.number("select count(*) from partition_policy where jsonb_array_length(held) = 1"); n != 2 {
+				t.Errorf("%d tables have the hold and nothing else, want 2", n)
+			}
+		})
 	}
 }

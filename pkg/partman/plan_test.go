@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -197,18 +198,6 @@ func retireCases(t *testing.T) []golden {
 	past.OpenFrom, past.From = true, time.Time{}
 	forever := live()
 	forever.Retention = 0
-	held := snapshot(days("2026-11-13", 12)...)
-	held.Record.Held = []partman.Hold{{From: day("2026-11-13"), To: day("2026-11-14"), By: "anna", Reason: "case 17", Since: day("2026-11-12")}}
-	counting := snapshot(days("2026-11-15", 10)...)
-	counting.Record.Held = []partman.Hold{{From: day("2026-11-14"), To: day("2026-11-15"), By: "partman", Since: day("2026-11-22"), Rows: &partman.RowCount{
-		Table: "telemetry", Archive: "telemetry_archive", Schema: "public", Partition: "telemetry_p20261114", Before: 7,
-	}}}
-	clock := snapshot(days("2026-11-13", 12)...)
-	clock.Record.LastRun = at("2026-11-19T09:00:00Z")
-	unconfirmed := snapshot(days("2026-11-14", 11)...)
-	unconfirmed.Record = partman.Record{Schema: "plenum", Pending: &partman.Retention{Step: partman.Day, Retention: 2, Expired: partman.ExpiredDrop}}
-	large := snapshot(days("2026-11-13", 12)...)
-	large.MaxRetireBytes, large.Partitions[0].Bytes = 1000, 1001
 	elsewhere := snapshot(days("2026-11-14", 11)...)
 	elsewhere.Partitions[0].Schema, elsewhere.Partitions[0].Name = "Attic", "The 14th"
 	left := snapshot(days("2026-11-15", 10)...)
@@ -232,11 +221,6 @@ func retireCases(t *testing.T) []golden {
 	awayBefore := snapshot(append(days("2026-11-15", 2), days("2026-11-20", 5)...)...)
 	return []golden{
 		{"gap_of_30_days", live(), at("2026-12-22T10:00:00Z"), snapshot(days("2026-11-15", 12)...)},
-		{"held", live(), at("2026-11-22T10:00:00Z"), held},
-		{"counting", live(), at("2026-11-22T10:00:00Z"), counting},
-		{"clock", live(), at("2026-11-22T10:00:00Z"), clock},
-		{"unconfirmed", live(), at("2026-11-22T10:00:00Z"), unconfirmed},
-		{"large", live(), at("2026-11-22T10:00:00Z"), large},
 		{"gap_of_past_days", live(), at("2026-11-22T10:00:00Z"), awayBefore},
 		{"name_of_an_old_day", live(), at("2026-11-22T10:00:00Z"), lying},
 		{"name_of_a_future_day", live(), at("2026-11-22T10:00:00Z"), old},
@@ -256,6 +240,29 @@ func retireCases(t *testing.T) []golden {
 		{"detach_pending", live(), at("2026-11-22T10:00:00Z"), pending},
 		{"partitioned_again", live(), at("2026-11-22T10:00:00Z"), nested},
 		{"open_start", live(), at("2026-11-22T10:00:00Z"), snapshot(append([]partman.Partition{past}, days("2026-11-15", 10)...)...)},
+	}
+}
+
+// stayCases are of days that are due and stay, or wait.
+func stayCases() []golden {
+	held := snapshot(days("2026-11-13", 12)...)
+	held.Record.Held = []partman.Hold{{From: day("2026-11-13"), To: day("2026-11-14"), By: "anna", Reason: "case 17", Since: day("2026-11-12")}}
+	counting := snapshot(days("2026-11-15", 10)...)
+	counting.Record.Held = []partman.Hold{{From: day("2026-11-14"), To: day("2026-11-15"), By: "partman", Since: day("2026-11-22"), Rows: &partman.RowCount{
+		Table: "telemetry", Archive: "telemetry_archive", Schema: "public", Partition: "telemetry_p20261114", Before: 7,
+	}}}
+	clock := snapshot(days("2026-11-13", 12)...)
+	clock.Record.LastRun = at("2026-11-19T09:00:00Z")
+	unconfirmed := snapshot(days("2026-11-14", 11)...)
+	unconfirmed.Record = partman.Record{Schema: "plenum", Pending: &partman.Retention{Step: partman.Day, Retention: 2, Expired: partman.ExpiredDrop}}
+	large := snapshot(days("2026-11-13", 12)...)
+	large.MaxRetireBytes, large.Partitions[0].Bytes = 1000, 1001
+	return []golden{
+		{"held", live(), at("2026-11-22T10:00:00Z"), held},
+		{"counting", live(), at("2026-11-22T10:00:00Z"), counting},
+		{"clock", live(), at("2026-11-22T10:00:00Z"), clock},
+		{"unconfirmed", live(), at("2026-11-22T10:00:00Z"), unconfirmed},
+		{"large", live(), at("2026-11-22T10:00:00Z"), large},
 	}
 }
 
@@ -300,7 +307,7 @@ func healthCases() []golden {
 func TestPlans(t *testing.T) {
 	t.Parallel()
 	seen := make(map[string]bool)
-	for _, c := range append(append(coverageCases(t), retireCases(t)...), healthCases()...) {
+	for _, c := range slices.Concat(coverageCases(t), retireCases(t), stayCases(), healthCases()) {
 		if seen[c.name] {
 			t.Fatalf("case %q is there twice", c.name)
 		}

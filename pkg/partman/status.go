@@ -211,13 +211,14 @@ func (m *Manager) label(p Policy) string {
 // words, "held", "size", "clock", "policy", "lock" or "error".
 func (m *Manager) observeRefused(p Policy, s Snapshot, r Result, err error) {
 	m.metrics.blocked.DeletePartialMatch(prometheus.Labels{"table": m.label(p)})
-	for reason, n := range hindered(p, s, s.Now) {
-		m.metrics.blocked.WithLabelValues(m.label(p), reason).Set(float64(n))
-	}
 	for _, b := range r.Refused {
 		if b.Action.Schema == p.Schema && b.Action.Table == p.Table {
 			m.metrics.blocked.WithLabelValues(m.label(p), b.Blocked.Reason).Inc()
 		}
+	}
+	// Of a hold that came while the round was at it, both know.
+	for reason, n := range hindered(p, s, s.Now) {
+		m.metrics.blocked.WithLabelValues(m.label(p), reason).Set(float64(n))
 	}
 	switch {
 	case err == nil:
