@@ -132,7 +132,7 @@ func setupRegister(fs *flag.FlagSet) func(context.Context, *call) error {
 	var flags policyFlags
 	flags.add(fs)
 	return tableCommand(fs, func(ctx context.Context, t *tableCall) error {
-		before, after, err := program.Register(ctx, t.app, t.schema, t.table, func(p *partman.Policy) {
+		before, after, waits, err := program.Register(ctx, t.app, t.schema, t.table, func(p *partman.Policy) {
 			if p.Step == "" { // it is new
 				p.Step, p.Premake = partman.Day, 4
 			}
@@ -149,11 +149,14 @@ func setupRegister(fs *flag.FlagSet) func(context.Context, *call) error {
 		}
 		changes := after.Differences(*before)
 		if len(changes) == 0 {
-			_, err = fmt.Fprintf(t.stdout, "%s is registered like that already\n", t.name())
-			return err
+			fmt.Fprintf(t.stdout, "%s is registered like that already\n", t.name())
+		} else {
+			fmt.Fprintf(t.stdout, "%s is kept differently:\n  %s\n", t.name(), strings.Join(changes, "\n  "))
 		}
-		_, err = fmt.Fprintf(t.stdout, "%s is kept differently:\n  %s\n", t.name(), strings.Join(changes, "\n  "))
-		return err
+		if waits {
+			fmt.Fprintf(t.stdout, "It keeps less than before, and is in force once you say so: plenumctl partitions apply --confirm-retention --table '%s'\n", t.name())
+		}
+		return nil
 	})
 }
 

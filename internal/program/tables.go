@@ -12,10 +12,11 @@ import (
 )
 
 // Register puts a table under management, or changes its policy. change gets the policy that the table has, or one with
-// no more than its name. What stands in the way is a UsageError with all of it. before is nil where there was none.
-func Register(ctx context.Context, a *App, schema, table string, change func(*partman.Policy)) (before *partman.Policy, after partman.Policy, err error) {
+// no more than its name. What stands in the way is a UsageError with all of it. before is nil where there was none. waits is
+// set where after keeps less, and is in force only once that is confirmed.
+func Register(ctx context.Context, a *App, schema, table string, change func(*partman.Policy)) (before *partman.Policy, after partman.Policy, waits bool, err error) {
 	if before, err = policyOf(ctx, a, schema, table); err != nil {
-		return nil, after, err
+		return nil, after, false, err
 	}
 	after = partman.Policy{Schema: schema, Table: table}
 	if before != nil {
@@ -23,10 +24,13 @@ func Register(ctx context.Context, a *App, schema, table string, change func(*pa
 	}
 	change(&after)
 	if err := partman.Examine(ctx, a.owner, after); err != nil {
-		return nil, after, &UsageError{err}
+		return nil, after, false, &UsageError{err}
 	}
-	before, err = register(ctx, a, after)
-	return before, after, err
+	if before, err = register(ctx, a, after); err != nil {
+		return nil, after, false, err
+	}
+	inForce, err := policyOf(ctx, a, schema, table)
+	return before, after, err == nil && !inForce.Equal(after), err
 }
 
 func register(ctx context.Context, a *App, p partman.Policy) (*partman.Policy, error) {

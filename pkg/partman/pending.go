@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -38,7 +39,7 @@ func (r Retention) String() string {
 	if r.Retention == 0 {
 		return "all kept"
 	}
-	text := fmt.Sprintf("%d of a %s, then %s", r.Retention, r.Step, r.Expired)
+	text := fmt.Sprintf("%d %ss, then %s", r.Retention, r.Step, r.Expired)
 	if r.Expired == ExpiredDrop {
 		text += fmt.Sprintf(" after %s", Policy{Grace: r.Grace}.grace())
 	}
@@ -91,10 +92,14 @@ func (m *Manager) Confirm(ctx context.Context, table string) (before, after Rete
 
 // named is the table as a command takes it: with its schema where that is not partition_policy's.
 func (r Record) named(p Policy) string {
+	name := FormatName(p.Schema, p.Table)
 	if r.Schema == p.Schema || r.Schema == "" {
-		return formatPart(p.Table)
+		name = formatPart(p.Table)
 	}
-	return FormatName(p.Schema, p.Table)
+	if strings.Contains(name, `"`) {
+		return "'" + name + "'" // for a shell
+	}
+	return name
 }
 
 func (c *checker) pending() {

@@ -45,7 +45,7 @@ func TestShorterRetentionWaits(t *testing.T) {
 	if got := kinds(h.once(partman.RetireLoop)); got != "[archive]" {
 		t.Errorf("the round did %s", got)
 	}
-	const want = "the policy wants 4 of a day, then archive, which keeps less than what is in force, 8 of a day, then archive: " +
+	const want = "the policy wants 4 days, then archive, which keeps less than what is in force, 8 days, then archive: " +
 		"plenumctl partitions apply --confirm-retention --table telemetry"
 	if found := h.find(partman.Unconfirmed); len(found) != 1 || found[0].Detail != want || found[0].Broken {
 		t.Errorf("findings %v, want %s", found, want)
@@ -96,16 +96,16 @@ func TestKeepsLess(t *testing.T) {
 		waits         bool
 		inForce       string
 	}{
-		"the same":             {live(), live(), false, "8 of a day, then archive"},
-		"more days":            {live(), with(func(p *partman.Policy) { p.Retention = 9 }), false, "9 of a day, then archive"},
-		"a day less":           {live(), with(func(p *partman.Policy) { p.Retention = 7 }), true, "8 of a day, then archive"},
+		"the same":             {live(), live(), false, "8 days, then archive"},
+		"more days":            {live(), with(func(p *partman.Policy) { p.Retention = 9 }), false, "9 days, then archive"},
+		"a day less":           {live(), with(func(p *partman.Policy) { p.Retention = 7 }), true, "8 days, then archive"},
 		"all":                  {live(), forever, false, "all kept"},
 		"no longer all":        {forever, live(), true, "all kept"},
-		"drop, and later":      {live(), toDrop, true, "30 of a day, then archive"},
-		"archive and no drop":  {dropping(), live(), false, "8 of a day, then archive"},
-		"longer grace":         {dropping(), graced, false, "8 of a day, then drop after 48h0m0s"},
-		"shorter grace":        {dropping(), short, true, "8 of a day, then drop after 24h0m0s"},
-		"grace of the default": {graced, dropping(), true, "8 of a day, then drop after 48h0m0s"},
+		"drop, and later":      {live(), toDrop, true, "30 days, then archive"},
+		"archive and no drop":  {dropping(), live(), false, "8 days, then archive"},
+		"longer grace":         {dropping(), graced, false, "8 days, then drop after 48h0m0s"},
+		"shorter grace":        {dropping(), short, true, "8 days, then drop after 24h0m0s"},
+		"grace of the default": {graced, dropping(), true, "8 days, then drop after 48h0m0s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
