@@ -15,7 +15,7 @@ import (
 // no more than its name. What stands in the way is a UsageError with all of it. before is nil where there was none. waits is
 // set where after keeps less, and is in force only once that is confirmed.
 func Register(ctx context.Context, a *App, schema, table string, change func(*partman.Policy)) (before *partman.Policy, after partman.Policy, waits bool, err error) {
-	if before, err = policyOf(ctx, a, schema, table); err != nil {
+	if before, err = policyOf(ctx, a, schema, table, partman.Registered); err != nil {
 		return nil, after, false, err
 	}
 	after = partman.Policy{Schema: schema, Table: table}
@@ -29,7 +29,7 @@ func Register(ctx context.Context, a *App, schema, table string, change func(*pa
 	if before, err = register(ctx, a, after); err != nil {
 		return nil, after, false, err
 	}
-	inForce, err := policyOf(ctx, a, schema, table)
+	inForce, err := policyOf(ctx, a, schema, table, partman.Policies)
 	return before, after, err == nil && !inForce.Equal(after), err
 }
 
@@ -42,7 +42,7 @@ func register(ctx context.Context, a *App, p partman.Policy) (*partman.Policy, e
 
 // Adopt proposes a policy for a table that somebody else partitioned, and registers it if apply is set and nothing blocks.
 func Adopt(ctx context.Context, a *App, schema, table string, apply bool, change func(*partman.Policy)) (partman.Adoption, error) {
-	before, err := policyOf(ctx, a, schema, table)
+	before, err := policyOf(ctx, a, schema, table, partman.Policies)
 	if err != nil {
 		return partman.Adoption{}, err
 	}
@@ -62,7 +62,7 @@ func Adopt(ctx context.Context, a *App, schema, table string, apply bool, change
 
 // Unregister ends the management of a table.
 func Unregister(ctx context.Context, a *App, schema, table string) error {
-	before, err := policyOf(ctx, a, schema, table)
+	before, err := policyOf(ctx, a, schema, table, partman.Policies)
 	if err != nil {
 		return err
 	}
@@ -73,9 +73,12 @@ func Unregister(ctx context.Context, a *App, schema, table string) error {
 	return err
 }
 
+// readPolicies is partman.Policies, or partman.Registered.
+type readPolicies func(ctx context.Context, db partman.DB, schema string) ([]partman.Policy, error)
+
 // policyOf returns the policy of the table, nil if it has none. Plenum's own tables
 // are refused: their policies come from the settings.
-func policyOf(ctx context.Context, a *App, schema, table string) (*partman.Policy, error) {
+func policyOf(ctx context.Context, a *App, schema, table string, read readPolicies) (*partman.Policy, error) {
 	version, err := checkOwner(ctx, a)
 	if err != nil {
 		return nil, err
@@ -84,7 +87,7 @@ func policyOf(ctx context.Context, a *App, schema, table string) (*partman.Polic
 	if own && version.Database > 0 {
 		return nil, Usagef("table %s is Plenum's own, and kept as the keys partition.… and quarantine.… say", partman.FormatName(schema, table))
 	}
-	all, err := partman.Policies(ctx, a.owner, a.Settings.Database.Schema)
+	all, err := read(ctx, a.owner, a.Settings.Database.Schema)
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && pg.Code == "42P01" {
 		return nil, nil // nothing was ever registered here

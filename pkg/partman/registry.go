@@ -161,6 +161,22 @@ func Policies(ctx context.Context, db DB, schema string) ([]Policy, error) {
 	return list, nil
 }
 
+// Registered lists the policies as they were registered last: where a [Retention] waits for confirmation, with that one.
+func Registered(ctx context.Context, db DB, schema string) ([]Policy, error) {
+	list, err := Policies(ctx, db, schema)
+	if err != nil {
+		return nil, err
+	}
+	for n, p := range list {
+		r, err := readRecord(ctx, db, schema, p, false)
+		if err != nil {
+			return nil, err
+		}
+		list[n] = p.with(r.Pending)
+	}
+	return list, nil
+}
+
 func readPolicies(ctx context.Context, db DB, schema, where string, args ...any) ([]Policy, error) {
 	rows, err := db.Query(ctx, fmt.Sprintf(policiesSQL, ident(schema, "partition_policy"), where), args...)
 	if err != nil {
