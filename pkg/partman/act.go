@@ -94,6 +94,9 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 		acted, err := m.step(ctx, p, loop, choose, result)
 		if errors.Is(err, ErrBusy) {
 			result.Skipped = true
+			if unacted = m.look(ctx, p); unacted != nil {
+				faults = append(faults, fmt.Errorf("table %q: %w", p.String(), unacted))
+			}
 			break
 		}
 		if err != nil {
@@ -118,6 +121,16 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 	err := errors.Join(faults...)
 	m.observeFault(p, loop, err, unacted)
 	return err
+}
+
+// look observes a table without acting on it, so that an instance that is never the one at work knows how it stands, too.
+func (m *Manager) look(ctx context.Context, p Policy) error {
+	s, err := m.inspect(ctx, m.cfg.Pool, p)
+	if err != nil {
+		return err
+	}
+	m.observe(p, s)
+	return nil
 }
 
 // step does at most one action under the lock of its loop. It takes a connection, the lock on it, reads the catalog, lets

@@ -127,6 +127,9 @@ func TestOneManagerActs(t *testing.T) {
 	if r, err := other.RunOnce(h.ctx, partman.RetireLoop); err != nil || !r.Skipped || len(r.Done) != 0 {
 		t.Errorf("the second was not kept out: %+v, %v", r, err)
 	}
+	if st := other.Status(); len(st) != 2 || st[1].Schema == "" || st[0].At.IsZero() || st[0].Partitions == 0 {
+		t.Errorf("the second has seen %+v", st)
+	}
 	plan, err := other.Plan(h.ctx, "telemetry")
 	if err != nil {
 		t.Fatal(err)
