@@ -15,12 +15,12 @@ run:
 	@exec bin/plenumctl demo
 
 test: bin/promtool
-	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime
+	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime pgbouncer
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -timeout 15m ./...
 
 # The proofs at the sizes that are claimed; the figures they print make docs/proof.md.
 prove:
-	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime
+	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime pgbouncer
 	@GO="$(GO)" sh tools/prove.sh
 
 bench:

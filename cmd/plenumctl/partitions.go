@@ -65,15 +65,23 @@ func listPartitions(ctx context.Context, p *partitionsCall) error {
 		}
 	}
 	return p.print(p.stdout, listed, func(w io.Writer) {
-		fmt.Fprintln(w, "TABLE\tPARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE")
+		fmt.Fprintln(w, "TABLE\tPARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE\tBLOCKED BY")
 		for _, l := range listed {
 			rows := "?"
 			if l.Rows >= 0 {
 				rows = fmt.Sprintf("~%d", l.Rows)
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Table, l.Partition, day(l.From), day(l.To), l.State, rows, bytes(l.Bytes))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", l.Table, l.Partition, day(l.From), day(l.To), l.State, rows, bytes(l.Bytes), blockers(l.BlockedBy))
 		}
 	})
+}
+
+func blockers(list []partman.Blocker) string {
+	var who []string
+	for _, b := range list {
+		who = append(who, b.String())
+	}
+	return strings.Join(who, "; ")
 }
 
 func day(t time.Time) string {

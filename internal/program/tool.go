@@ -16,7 +16,7 @@ func MigrateUp(ctx context.Context, a *App) (before, after store.Schema, err err
 	if err != nil {
 		return before, after, err
 	}
-	if err = store.CheckOwner(ctx, a.owner, a.Settings.Database.Schema); err != nil {
+	if err = checkOwner(ctx, a); err != nil {
 		return before, after, err
 	}
 	if after, err = store.Migrate(ctx, a.owner); err != nil {
@@ -43,7 +43,7 @@ func Partitions(ctx context.Context, a *App) (*partman.Manager, []string, error)
 	if err := store.CheckServer(ctx, a.owner, schema); err != nil {
 		return nil, nil, err
 	}
-	if err := store.CheckOwner(ctx, a.owner, schema); err != nil {
+	if err := checkOwner(ctx, a); err != nil {
 		return nil, nil, err
 	}
 	if err := checkSchema(ctx, a.owner); err != nil {

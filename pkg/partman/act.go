@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -151,15 +150,19 @@ func (m *Manager) step(ctx context.Context, p Policy, loop Loop, choose func(Sna
 
 // lock takes the loop's advisory lock on the connection that will run the DDL, so that a lost connection gives up both.
 func (m *Manager) lock(ctx context.Context, conn *pgxpool.Conn, loop Loop) (unlock func() error, err error) {
-	h := fnv.New64a()
-	fmt.Fprintf(h, "partman %s %s", loop, m.cfg.Schema)
-	key := int64(h.Sum64())
+	if err := m.direct(ctx, conn); err != nil {
+		return nil, err
+	}
+	key := m.lockKey(loop)
 	var got bool
 	if err := conn.QueryRow(ctx, "select pg_try_advisory_lock($1)", key).Scan(&got); err != nil {
 		return nil, fmt.Errorf("take the partition lock of loop %q: %w", loop, err)
 	}
 	if !got {
 		return nil, ErrBusy
+	}
+	if err := m.holds(ctx, conn, loop); err != nil {
+		return nil, errors.Join(err, conn.Conn().Close(ctx)) // never back into the pool with the lock
 	}
 	return func() error {
 		if conn.Conn().IsClosed() {
@@ -202,9 +205,9 @@ func (m *Manager) group(ctx context.Context, conn *pgxpool.Conn, p Policy, a Act
 		}
 		return nil
 	case list[0].Tx == 0:
-		return m.outside(ctx, conn, list[0])
+		return m.outside(ctx, conn, p, a, list[0])
 	default:
-		return m.retry(ctx, conn, a, list)
+		return m.retry(ctx, conn, p, a, list)
 	}
 }
 
@@ -216,6 +219,9 @@ func (m *Manager) transaction(ctx context.Context, conn *pgxpool.Conn, a Action,
 			"set local standard_conforming_strings = on", m.cfg.LockTimeout.Milliseconds(), m.cfg.Deadline.Milliseconds())
 		if _, err := tx.Exec(ctx, settings); err != nil {
 			return fmt.Errorf("set timeouts: %w", err)
+		}
+		if err := m.holds(ctx, tx, a.loop()); err != nil {
+			return err
 		}
 		for _, s := range list {
 			if err := m.one(ctx, tx, a, s); err != nil {
@@ -247,7 +253,15 @@ func (m *Manager) one(ctx context.Context, tx pgx.Tx, a Action, s Statement) err
 
 // outside runs a statement that cannot be in a transaction. It may wait for a lock, since its own blocks no reader and no
 // writer meanwhile; the deadline bounds it.
-func (m *Manager) outside(ctx context.Context, conn *pgxpool.Conn, s Statement) (err error) {
+func (m *Manager) outside(ctx context.Context, conn *pgxpool.Conn, p Policy, a Action, s Statement) (err error) {
+	if err := m.holds(ctx, conn, a.loop()); err != nil {
+		return err
+	}
+	stop, err := m.watch(ctx, conn, p, a, s)
+	if err != nil {
+		return fmt.Errorf("ask for the session: %w", err)
+	}
+	defer stop()
 	set := fmt.Sprintf("set lock_timeout = 0; set statement_timeout = '%dms'", m.cfg.Deadline.Milliseconds())
 	if _, err := conn.Exec(ctx, set); err != nil {
 		return fmt.Errorf("set timeouts: %w", err)

@@ -60,6 +60,8 @@ type Action struct {
 	leafSchema string
 	// pastRetention is set for the repair of a leaf past retention: the retire loop does it, so that none repairs what another moves.
 	pastRetention bool
+	// required is set for the repair of an index that the policy says the table cannot do without.
+	required bool
 	// subject tells apart two actions of one kind on one partition.
 	subject string
 	// detached is the mark that a drop must find.

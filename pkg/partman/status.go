@@ -44,6 +44,7 @@ type State string
 const (
 	Current    State = "current"
 	Future     State = "future"
+	Missing    State = "missing" // to be created
 	Kept       State = "kept"
 	Expired    State = "expired"
 	IsDetached State = "detached"
@@ -61,9 +62,12 @@ type Listed struct {
 	// partition is locked just now.
 	Rows  int64 `json:"rows"`
 	Bytes int64 `json:"bytes"`
+	// BlockedBy would keep the next action on the partition from a lock just now, in transactions that have lasted for
+	// Config.Pause; empty also where no action is due.
+	BlockedBy []Blocker `json:"blocked_by,omitempty"`
 }
 
-// List returns all partitions of all tables, the detached ones included, ordered by table and lower bound.
+// List returns all partitions of all tables, by table: the attached ones by lower bound, the detached ones, those to be created.
 func (m *Manager) List(ctx context.Context) ([]Listed, error) {
 	var list []Listed
 	err := m.each(ctx, func(p Policy, s Snapshot) error {
@@ -80,16 +84,41 @@ func (m *Manager) List(ctx context.Context) ([]Listed, error) {
 			case !leaf.OpenFrom && leaf.From.After(s.Now):
 				state = Future
 			}
-			list = append(list, Listed{p.Schema, p.Table, leaf.Name, leaf.From, leaf.To, state, leaf.Rows, leaf.Bytes})
+			list = append(list, Listed{p.Schema, p.Table, leaf.Name, leaf.From, leaf.To, state, leaf.Rows, leaf.Bytes, nil})
 			oids = append(oids, leaf.OID)
 		}
 		for _, d := range s.Detached {
-			list = append(list, Listed{p.Schema, p.Table, d.Name, d.From, d.To, IsDetached, -1, d.Bytes})
+			list = append(list, Listed{p.Schema, p.Table, d.Name, d.From, d.To, IsDetached, -1, d.Bytes, nil})
 			oids = append(oids, d.OID)
 		}
-		return m.sizes(ctx, oids, list[start:])
+		if err := m.sizes(ctx, oids, list[start:]); err != nil {
+			return err
+		}
+		var err error
+		list, err = m.due(ctx, NewPlan(p, s, s.Now), list, start)
+		return err
 	})
 	return list, err
+}
+
+// due adds, from start on, who is in the way of each partition's actions, and the partitions that are to be created.
+func (m *Manager) due(ctx context.Context, plan Plan, list []Listed, start int) ([]Listed, error) {
+	for _, a := range plan.Actions {
+		blockers, err := m.blockedBy(ctx, a)
+		if err != nil {
+			return nil, err
+		}
+		if a.Kind == Create {
+			list = append(list, Listed{a.Schema, a.Table, a.Partition, a.From, a.To, Missing, -1, 0, blockers})
+			continue
+		}
+		for n := start; n < len(list); n++ {
+			if list[n].Partition == a.Partition && len(list[n].BlockedBy) == 0 {
+				list[n].BlockedBy = blockers
+			}
+		}
+	}
+	return list, nil
 }
 
 // sizes replaces the estimates by the files' sizes. pg_total_relation_size takes ACCESS SHARE on each table, so it gives
