@@ -5,8 +5,10 @@ import (
 	"errors"
 	"net/url"
 	"path"
+	"sync"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"plenum/internal/devenv/devtest"
@@ -51,8 +53,7 @@ func TestTransactionPoolerIsRefused(t *testing.T) {
 					}
 				}
 			}
-			if n := h.number("select count(*) from pg_locks where locktype = 'advisory' and database = " +
-				"(select oid from pg_database where datname = current_database())"); n != 0 {
+			if n := h.advisory(); n != 0 {
 				t.Errorf("%d advisory locks stay behind", n)
 			}
 			if got := kinds(h.once(partman.CreateLoop)); got != "[create create create]" {
@@ -79,30 +80,71 @@ func TestTransactionPoolerIsRefused(t *testing.T) {
 	})
 }
 
-// TestPoolerChangesSessionsLater: it showed nothing when the manager began. The action is not done by a session that has not
-// the lock, be it changed before the lock is looked for or before the action.
+// thief takes the session that a pooler would hand out next, once, in the moment before a certain statement is sent.
+type thief struct {
+	before string
+	steal  func()
+	once   sync.Once
+}
+
+func (t *thief) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
+	if q.SQL == t.before || len(t.before) > len("begin") && contains(q.SQL, t.before) {
+		t.once.Do(t.steal)
+	}
+	return ctx
+}
+
+func (t *thief) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// TestPoolerChangesSessionsLater: it showed nothing when the manager began. An action is never done by a session that has not
+// the lock, and from then on nothing is locked any more.
 func TestPoolerChangesSessionsLater(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, nil, live(), archive())
-	h.once(partman.CreateLoop)
-	pool := h.through("transaction", "max_client_conn = 20")
-	cfg := h.cfg
-	var m *partman.Manager
-	cfg.Pool = pool
-	m, _ = h.manager(cfg)
-	partman.Examined(m)
-	for range 5 {
-		h.exec("drop table telemetry_p" + h.today.AddDate(0, 0, 1).Format("20060102"))
-		for _, statements := range []int{2, 3, 4, 5, 6, 7} {
-			ctx, cancel := context.WithCancel(h.ctx)
-			stop := partman.ChangeSession(m, pool, statements)
-			r, err := m.RunOnce(ctx, partman.CreateLoop)
-			stop()
-			cancel()
-			if err == nil && len(r.Done) > 0 {
-				t.Fatalf("changed after %d statements, the round did %s", statements, kinds(r))
+	for name, before := range map[string]string{
+		"between lock and look": "locktype = 'advisory'", "between lock and action": "begin",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			h := kept(t)
+			h.exec("drop index " + h.partition() + "_identity")
+			h.exec("alter table " + h.partition() + " reset (fillfactor)")
+			cfg := h.through("transaction").Config()
+			cfg.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec // what is prepared would fail for another reason
+			other := h.poolOf(cfg.Copy())
+			cfg.ConnConfig.Tracer = &thief{before: before, steal: func() {
+				tx, err := other.Begin(h.ctx)
+				if err == nil {
+					_, err = tx.Exec(h.ctx, "select 1")
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				t.Cleanup(func() { _ = tx.Rollback(context.Background()) })
+			}}
+			mine := h.cfg
+			mine.Pool = h.poolOf(cfg)
+			m, _ := h.manager(mine)
+			m.AssumeDirect()
+			r, err := m.RunOnce(h.ctx, partman.HealthLoop)
+			if !errors.Is(err, partman.ErrPooler) {
+				t.Errorf("the round did %s: %v", kinds(r), err)
 			}
-		}
-		h.once(partman.CreateLoop)
+			left := h.advisory()
+			for range 3 {
+				if _, err := m.RunOnce(h.ctx, partman.CreateLoop); !errors.Is(err, partman.ErrPooler) {
+					t.Errorf("the next round: %v", err)
+				}
+			}
+			if n := h.advisory(); n > left {
+				t.Errorf("%d advisory locks after the next rounds, %d before", n, left)
+			}
+		})
 	}
+}
+
+func (h *house) advisory() int64 {
+	h.t.Helper()
+	return h.number("select count(*) from pg_locks where locktype = 'advisory' and database = " +
+		"(select oid from pg_database where datname = current_database())")
 }

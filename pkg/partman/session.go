@@ -95,6 +95,9 @@ func (m *Manager) holds(ctx context.Context, db queryRower, loop Loop) error {
 		return fmt.Errorf("look for the partition lock of loop %q: %w", loop, err)
 	}
 	if !held {
+		m.session.Lock()
+		m.examined = false
+		m.session.Unlock()
 		return fmt.Errorf("the partition lock of loop %q is not held by the session that is to act: %w", loop, ErrPooler)
 	}
 	return nil
