@@ -174,7 +174,11 @@ func (s Statement) write(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "%s-- ", indent)
 	if s.Lock != "" {
-		fmt.Fprintf(b, "%s on %s: ", s.Lock, strings.Join(s.On, ", "))
+		on := strings.Join(s.On, ", ")
+		if len(s.On) > 4 {
+			on = fmt.Sprintf("%s and its %d partitions", s.On[0], len(s.On)-1) // ANALYZE, which alone has so many
+		}
+		fmt.Fprintf(b, "%s on %s: ", s.Lock, on)
 	}
 	b.WriteString(s.Why + "\n")
 	if s.Hook != "" {

@@ -295,12 +295,17 @@ func planAnalyze(p Policy, s Snapshot, now time.Time) []Action {
 	if now.Sub(s.Analyzed) < analyzeEvery || len(s.Partitions) == 0 {
 		return nil
 	}
+	on := []string{p.String()}
+	for _, leaf := range s.Partitions {
+		on = append(on, leaf.Schema+"."+leaf.Name)
+	}
 	return []Action{{
 		Kind: Analyze, Schema: p.Schema, Table: p.Table,
 		Statements: []Statement{{
-			Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{p.String()},
-			Why: "the planner's figures of the parent, which autovacuum does not gather",
-			// SHARE UPDATE EXCLUSIVE on the parent for the length of the sampling; a partition cannot be attached meanwhile.
+			Lock: "SHARE UPDATE EXCLUSIVE", On: on,
+			Why: "the planner's figures of the parent, which autovacuum does not gather; one table after the other",
+			// SHARE UPDATE EXCLUSIVE on the parent, then on each leaf, for the length of its sampling: outside of a transaction
+			// each is given back before the next. No partition can be attached while the parent is sampled.
 			SQL: "analyze " + ident(p.Schema, p.Table),
 		}},
 	}}
