@@ -63,14 +63,14 @@ func TestTwoInstances(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			plans += len(plan.Actions)
+			plans += undone(plan)
 		}
 		if plans > 0 {
 			return fmt.Errorf("%d actions are planned still", plans)
 		}
 		return nil
 	}
-	const days = 15
+	const days = 12
 	for range days {
 		devtest.Eventually(t, settled)
 		passed.Add(1)
@@ -97,6 +97,16 @@ func TestTwoInstances(t *testing.T) {
 	}
 	t.Logf("created %v and %v, archived %v and %v", h.actions(partman.Create, "done"), other.actions(partman.Create, "done"),
 		h.actions(partman.Move, "done"), other.actions(partman.Move, "done"))
+}
+
+// undone counts the plan's actions, but for statistics: by a clock that is days ahead they are always old.
+func undone(plan partman.Plan) (n int) {
+	for _, a := range plan.Actions {
+		if a.Kind != partman.Analyze {
+			n++
+		}
+	}
+	return n
 }
 
 // both fails where two sessions hold the lock of one loop.
@@ -246,8 +256,8 @@ func TestFailover(t *testing.T) {
 	}
 	devtest.Eventually(t, func() error {
 		plan, err := h.m.Plan(h.ctx, "telemetry")
-		if err == nil && len(plan.Actions) > 0 {
-			err = fmt.Errorf("%d actions are planned still", len(plan.Actions))
+		if err == nil && undone(plan) > 0 {
+			err = fmt.Errorf("%d actions are planned still", undone(plan))
 		}
 		return err
 	})
