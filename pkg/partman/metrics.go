@@ -22,7 +22,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		drift:      gauge("plenum_partition_index_drift", "Declared indexes that are missing, invalid or not attached.", "table"),
 		blocked:    gauge("plenum_partition_retire_blocked", "Partitions past retention that the last round could not let go.", "table", "reason"),
 		waiting: gauge("plenum_partition_blocker_query_age_seconds",
-			"Age of the oldest query that holds up an action; absent where none does.", "table", "action"),
+			"Age of the oldest query that holds up an action; 0 where none does.", "table", "action"),
 		actions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "plenum_partition_actions_total",
 			Help: "Actions by what they do and how they ended: done, refused or failed.",

@@ -175,8 +175,8 @@ func (s Statement) write(b *strings.Builder) {
 	fmt.Fprintf(b, "%s-- ", indent)
 	if s.Lock != "" {
 		on := strings.Join(s.On, ", ")
-		if len(s.On) > 4 {
-			on = fmt.Sprintf("%s and its %d partitions", s.On[0], len(s.On)-1) // ANALYZE, which alone has so many
+		if s.Tx == 0 && len(s.On) > 1 {
+			on = s.On[0] + " and its partitions" // ANALYZE, in whatever number there are when it is done
 		}
 		fmt.Fprintf(b, "%s on %s: ", s.Lock, on)
 	}

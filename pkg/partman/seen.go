@@ -69,6 +69,7 @@ func (m *Manager) observe(p Policy, s Snapshot) {
 	st.Faults = t.last.Faults
 	t.last = st
 	m.settle(p, s, t)
+	m.measureWaiting(p, t)
 }
 
 // observeFault keeps or clears a loop's last error on a table. unacted is the part of it that is of no action.

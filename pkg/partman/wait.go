@@ -57,11 +57,7 @@ func (m *Manager) measureWaiting(p Policy, t *seen) {
 		}
 	}
 	for _, k := range []Kind{Create, Move, Detach, Drop, Reindex, Storage, Analyze} {
-		if age := oldest[k]; age > 0 {
-			m.metrics.waiting.WithLabelValues(m.label(p), string(k)).Set(age.Seconds())
-		} else {
-			m.metrics.waiting.DeleteLabelValues(m.label(p), string(k))
-		}
+		m.metrics.waiting.WithLabelValues(m.label(p), string(k)).Set(oldest[k].Seconds())
 	}
 }
 

@@ -149,7 +149,7 @@ func TestBlockerIsNamedWhileItWaits(t *testing.T) {
 			if found := waiting(h.m); len(found) != 0 {
 				t.Errorf("afterwards %v", found)
 			}
-			if age := h.metric("plenum_partition_blocker_query_age_seconds", "action="+name, "table=telemetry"); age != -1 {
+			if age := h.metric("plenum_partition_blocker_query_age_seconds", "action="+name, "table=telemetry"); age != 0 {
 				t.Errorf("metric afterwards %v", age)
 			}
 			lines := logs.FilterMessage("partition action waits").All()
@@ -189,7 +189,7 @@ func TestBlockerIsForgotten(t *testing.T) {
 	})
 	h.rollback(holder)
 	devtest.Eventually(t, func() error {
-		if gauge() != -1 || len(waiting(h.m)) != 0 {
+		if gauge() != 0 || len(waiting(h.m)) != 0 {
 			return errors.New("it is named still")
 		}
 		return nil
