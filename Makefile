@@ -15,17 +15,17 @@ run:
 	@exec bin/plenumctl demo
 
 test: bin/promtool
-	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime pg_partman
+	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime pg_partman pgbouncer
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -timeout 15m ./...
 
 # The suites that depend on PostgreSQL, on 15 to 18; the table makes docs/matrix.md.
 test-matrix:
-	@sh tools/install.sh postgresql pg_partman npm
+	@sh tools/install.sh postgresql pg_partman pgbouncer npm
 	@GO="$(GO)" sh tools/matrix.sh
 
 # The proofs at the sizes that are claimed; the figures they print make docs/proof.md.
 prove:
-	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime
+	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime pg_partman pgbouncer
 	@GO="$(GO)" sh tools/prove.sh
 
 # BENCH=Partitions, for one, runs that alone; its part of the report is replaced.

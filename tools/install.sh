@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that are missing of those named as arguments: postgresql, mosquitto,
-# mosquitto-clients, compiler, libfaketime, pg_partman, npm. No cluster is created and no service is started or enabled.
+# mosquitto-clients, compiler, libfaketime, pg_partman, pgbouncer, npm. No cluster is created and no service is started or enabled.
 set -eu
 
 have() { command -v "$1" >/dev/null 2>&1; }
@@ -17,6 +17,7 @@ for want in "$@"; do
 	libfaketime) ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || missing="$missing libfaketime" ;;
 	pg_partman)
 		[ -n "${PLENUM_PG_BIN:-}" ] || ls /usr/share/postgresql/15/extension/pg_partman.control >/dev/null 2>&1 || missing="$missing postgresql-15-partman" ;;
+	pgbouncer) have pgbouncer || [ -x /usr/sbin/pgbouncer ] || missing="$missing pgbouncer" ;;
 	*) echo "install.sh: unknown argument $want" >&2 && exit 2 ;;
 	esac
 done
@@ -65,6 +66,8 @@ case " $missing " in *" postgresql "*)
 esac
 # shellcheck disable=SC2086
 apt-get install -y -q --no-install-recommends $missing
-case " $missing " in *" mosquitto "*)
-	! have systemctl || systemctl disable mosquitto >/dev/null 2>&1 || true ;;
-esac
+for service in mosquitto pgbouncer; do
+	case " $missing " in *" $service "*)
+		! have systemctl || systemctl disable "$service" >/dev/null 2>&1 || true ;;
+	esac
+done

@@ -98,16 +98,25 @@ func listPartitions(ctx context.Context, p *partitionsCall) error {
 		}
 	}
 	return p.print(p.stdout, listed, func(w io.Writer) {
-		fmt.Fprintln(w, "TABLE\tPARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE\tHELD")
+		fmt.Fprintln(w, "TABLE\tPARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE\tHELD\tBLOCKED BY")
 		for _, l := range listed {
 			start, end := bounds(l)
 			rows := "?"
 			if l.Rows >= 0 {
 				rows = fmt.Sprintf("~%d", l.Rows)
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.name(l.Schema, l.Table), l.Partition, start, end, l.State, rows, bytes(l.Bytes), heldBy(l.Held))
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.name(l.Schema, l.Table), l.Partition, start, end, l.State, rows, bytes(l.Bytes),
+				heldBy(l.Held), blockers(l.BlockedBy))
 		}
 	})
+}
+
+func blockers(list []partman.Blocker) string {
+	var who []string
+	for _, b := range list {
+		who = append(who, b.String())
+	}
+	return strings.Join(who, "; ")
 }
 
 // bounds are dates, or minutes where one of the two is within a day.

@@ -18,6 +18,7 @@ import (
 
 	"plenum/pkg/feed"
 	"plenum/pkg/httpapi"
+	"plenum/pkg/partman"
 	"plenum/pkg/store"
 )
 
@@ -210,5 +211,5 @@ func isFinal(err error) bool {
 	var setup *store.SetupError
 	var held *store.HeldError
 	var usage *UsageError
-	return errors.As(err, &setup) || errors.As(err, &held) || errors.As(err, &usage)
+	return errors.As(err, &setup) || errors.As(err, &held) || errors.As(err, &usage) || errors.Is(err, partman.ErrPooler)
 }

@@ -10,6 +10,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest"
 
+	"plenum/pkg/partman"
 	"plenum/pkg/store"
 )
 
@@ -30,6 +31,7 @@ func TestExitCodes(t *testing.T) {
 		{fmt.Errorf("a: %w", setup), 2},
 		{ErrFinding, 3},
 		{fmt.Errorf("a: %w", ErrFinding), 3},
+		{fmt.Errorf("a: %w", partman.ErrPooler), 2},
 		{held, 4},
 		{errors.Join(usage, held), 4},
 	} {

@@ -42,7 +42,7 @@ func ExitCode(err error) int {
 		return ExitDone
 	case errors.As(err, &held), errors.Is(err, partman.ErrBusy), errors.Is(err, ErrHeld):
 		return ExitHeld
-	case errors.As(err, &usage), errors.As(err, &setup):
+	case errors.As(err, &usage), errors.As(err, &setup), errors.Is(err, partman.ErrPooler):
 		return ExitUsage
 	case errors.Is(err, ErrFinding):
 		return ExitFinding

@@ -74,7 +74,7 @@ func prepareDatabase(ctx context.Context, a *App) error {
 		if err := store.CheckServer(ctx, a.pool, s.Database.Schema); err != nil {
 			return err
 		}
-		if err := store.CheckOwner(ctx, a.owner, s.Database.Schema); err != nil {
+		if err := checkOwner(ctx, a); err != nil {
 			return err
 		}
 		if s.Database.Migrate {

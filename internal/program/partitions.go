@@ -15,7 +15,10 @@ import (
 )
 
 // identity is invariant 2's index: a parent cannot declare it, because it lacks the partition key.
-var identity = partman.Index{Name: "identity_idx", Unique: true, NullsNotDistinct: true, Columns: []string{"device_id", "kind", "recorded_at", "seq"}}
+var identity = partman.Index{Name: "identity_idx", Unique: true, NullsNotDistinct: true, Columns: []string{"device_id", "kind", "recorded_at", "seq"}, Required: true}
+
+// byID is what marks and reads of the feed find their rows by. The migrations declare it; here it comes back if it is lost.
+var byID = partman.Index{Name: "id_idx", Columns: []string{"id"}, OnParent: true, Required: true}
 
 // policies are those of Plenum's own tables.
 func policies(s Settings) []partman.Policy {
@@ -24,7 +27,7 @@ func policies(s Settings) []partman.Policy {
 	live := partman.Policy{
 		Schema: schema, Table: "telemetry", Key: "last_modified", Step: partman.Day,
 		Premake: p.PremakeDays, Retention: p.RetentionDays, Expired: p.Expired,
-		Indexes: []partman.Index{identity},
+		Indexes: []partman.Index{identity, byID},
 		// Half of each page is left for the marked versions of its rows: the update stays HOT.
 		Storage: map[string]string{"fillfactor": "50", "autovacuum_analyze_scale_factor": "0.02"},
 	}
@@ -104,6 +107,14 @@ func registerNew(ctx context.Context, a *App) error {
 		}
 	}
 	return nil
+}
+
+// checkOwner refuses an owner_url that lacks a right, or that leads through a transaction pooler.
+func checkOwner(ctx context.Context, a *App) error {
+	if err := partman.CheckSession(ctx, a.owner); err != nil {
+		return fmt.Errorf("database.owner_url (or database.url, where that is not set): %w", err)
+	}
+	return store.CheckOwner(ctx, a.owner, a.Settings.Database.Schema)
 }
 
 // newManager returns the partition manager with Plenum's guards.

@@ -79,7 +79,7 @@ type readPolicies func(ctx context.Context, db partman.DB, schema string) ([]par
 // policyOf returns the policy of the table, nil if it has none. Plenum's own tables
 // are refused: their policies come from the settings.
 func policyOf(ctx context.Context, a *App, schema, table string, read readPolicies) (*partman.Policy, error) {
-	version, err := checkOwner(ctx, a)
+	version, err := ownersSchema(ctx, a)
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func KeepPartitions(ctx context.Context, a *App) error {
 		return err
 	}
 	err = a.retry(ctx, "database", "prepare the database", func(ctx context.Context) error {
-		version, err := checkOwner(ctx, a)
+		version, err := ownersSchema(ctx, a)
 		if err == nil && version.Database > 0 {
 			err = version.Err()
 		}

@@ -17,7 +17,7 @@ func MigrateUp(ctx context.Context, a *App) (before, after store.Schema, err err
 	if err != nil {
 		return before, after, err
 	}
-	if err = store.CheckOwner(ctx, a.owner, a.Settings.Database.Schema); err != nil {
+	if err = checkOwner(ctx, a); err != nil {
 		return before, after, err
 	}
 	if after, err = store.Migrate(ctx, a.owner); err != nil {
@@ -40,7 +40,7 @@ func SchemaStatus(ctx context.Context, a *App) (store.Schema, error) {
 // Partitions returns the manager of the app's database, with Plenum's guards, and the policies. A database without
 // Plenum's own tables will do, once a table is registered in it.
 func Partitions(ctx context.Context, a *App) (*partman.Manager, []partman.Policy, error) {
-	version, err := checkOwner(ctx, a)
+	version, err := ownersSchema(ctx, a)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -55,13 +55,12 @@ func Partitions(ctx context.Context, a *App) (*partman.Manager, []partman.Policy
 	return manager, policies, err
 }
 
-// checkOwner looks at server and owner, and returns the version of Plenum's own tables, 0 where there are none.
-func checkOwner(ctx context.Context, a *App) (store.Schema, error) {
-	schema := a.Settings.Database.Schema
-	if err := store.CheckServer(ctx, a.owner, schema); err != nil {
+// ownersSchema looks at server and owner, and returns the version of Plenum's own tables, 0 where there are none.
+func ownersSchema(ctx context.Context, a *App) (store.Schema, error) {
+	if err := store.CheckServer(ctx, a.owner, a.Settings.Database.Schema); err != nil {
 		return store.Schema{}, err
 	}
-	if err := store.CheckOwner(ctx, a.owner, schema); err != nil {
+	if err := checkOwner(ctx, a); err != nil {
 		return store.Schema{}, err
 	}
 	return store.ReadSchema(ctx, a.owner)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/fnv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -94,7 +93,7 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 		acted, err := m.step(ctx, p, loop, choose, result)
 		if errors.Is(err, ErrBusy) {
 			result.Skipped = true
-			if unacted = m.look(ctx, p); unacted != nil {
+			if unacted = m.observeNow(ctx, p); unacted != nil {
 				faults = append(faults, fmt.Errorf("table %q: %w", p.String(), unacted))
 			}
 			break
@@ -123,8 +122,8 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 	return err
 }
 
-// look observes a table without acting on it, so that an instance that is never the one at work knows how it stands, too.
-func (m *Manager) look(ctx context.Context, p Policy) error {
+// observeNow observes a table without acting on it, so that an instance that is never the one at work knows how it stands, too.
+func (m *Manager) observeNow(ctx context.Context, p Policy) error {
 	s, err := m.inspect(ctx, m.cfg.Pool, p)
 	if err != nil {
 		return err
@@ -175,15 +174,19 @@ func (m *Manager) step(ctx context.Context, p Policy, loop Loop, choose func(Sna
 
 // lock takes the loop's advisory lock on the connection that will run the DDL, so that a lost connection gives up both.
 func (m *Manager) lock(ctx context.Context, conn *pgxpool.Conn, loop Loop) (unlock func() error, err error) {
-	h := fnv.New64a()
-	fmt.Fprintf(h, "partman %s %s", loop, m.cfg.Schema)
-	key := int64(h.Sum64())
+	if err := m.direct(ctx, conn); err != nil {
+		return nil, err
+	}
+	key := m.lockKey(loop)
 	var got bool
 	if err := conn.QueryRow(ctx, "select pg_try_advisory_lock($1)", key).Scan(&got); err != nil {
 		return nil, fmt.Errorf("take the partition lock of loop %q: %w", loop, err)
 	}
 	if !got {
 		return nil, ErrBusy
+	}
+	if err := m.holds(ctx, conn, loop); err != nil {
+		return nil, errors.Join(err, conn.Conn().Close(ctx)) // never back into the pool with the lock
 	}
 	return func() error {
 		if conn.Conn().IsClosed() {
@@ -217,7 +220,7 @@ func (m *Manager) run(ctx context.Context, conn *pgxpool.Conn, p Policy, a Actio
 
 func (m *Manager) group(ctx context.Context, conn *pgxpool.Conn, p Policy, a Action, list []Statement, first int) error {
 	if list[0].Tx != 0 {
-		if err := m.retry(ctx, conn, a, list, first); err != nil {
+		if err := m.retry(ctx, conn, p, a, list, first); err != nil {
 			return err
 		}
 		m.cfg.Step(ctx, Point{a, first + len(list) - 1, AfterCommit})
@@ -233,7 +236,7 @@ func (m *Manager) group(ctx context.Context, conn *pgxpool.Conn, p Policy, a Act
 	case list[0].Hook == HookRecount:
 		err = m.recountRows(ctx, conn, a)
 	default:
-		err = m.outside(ctx, conn, list[0])
+		err = m.outside(ctx, conn, p, a, list[0])
 	}
 	if err == nil {
 		m.cfg.Step(ctx, Point{a, first, AfterStatement})
@@ -249,6 +252,9 @@ func (m *Manager) transaction(ctx context.Context, conn *pgxpool.Conn, a Action,
 			"set local row_security = off; set local standard_conforming_strings = on", m.cfg.LockTimeout.Milliseconds(), m.cfg.Deadline.Milliseconds())
 		if _, err := tx.Exec(ctx, settings); err != nil {
 			return fmt.Errorf("set timeouts: %w", err)
+		}
+		if err := m.holds(ctx, tx, a.Loop()); err != nil {
+			return err
 		}
 		for n, s := range list {
 			if err := m.one(ctx, tx, a, s); err != nil {
@@ -288,7 +294,15 @@ func (m *Manager) one(ctx context.Context, tx pgx.Tx, a Action, s Statement) err
 
 // outside runs a statement that cannot be in a transaction. It may wait for a lock, since its own blocks no reader and no
 // writer meanwhile; the deadline bounds it.
-func (m *Manager) outside(ctx context.Context, conn *pgxpool.Conn, s Statement) (err error) {
+func (m *Manager) outside(ctx context.Context, conn *pgxpool.Conn, p Policy, a Action, s Statement) (err error) {
+	if err := m.holds(ctx, conn, a.Loop()); err != nil {
+		return err
+	}
+	stop, err := m.watch(ctx, conn, p, a, s)
+	if err != nil {
+		return fmt.Errorf("ask for the session: %w", err)
+	}
+	defer stop()
 	set := fmt.Sprintf("set lock_timeout = 0; set statement_timeout = '%dms'", m.cfg.Deadline.Milliseconds())
 	if _, err := conn.Exec(ctx, set); err != nil {
 		return fmt.Errorf("set timeouts: %w", err)

@@ -29,6 +29,7 @@ const (
 	ClockDoubt      Code = "clock"            // the database's clock cannot be right, so nothing retires
 	Unconfirmed     Code = "unconfirmed"      // a policy that keeps less waits for a person's word
 	RowsDiffer      Code = "rows"             // a day has other rows in the archive than it had in the table
+	Waiting         Code = "waiting"          // an action waits for a session that is named; only a Manager knows of it
 	Failed          Code = "failed"           // an action or a whole round failed; only a Manager knows of it
 )
 
@@ -125,6 +126,9 @@ func (c *checker) table() {
 			c.add(IndexInvalid, "", "the table's own index %q is invalid: not each leaf has its part", i.Name)
 		}
 	}
+	for _, i := range c.p.lostByParent(c.s) {
+		c.add(IndexMissing, "", "index %q of the policy is missing on the table itself", i.Name)
+	}
 	if c.s.Archive == nil {
 		return
 	}
@@ -180,6 +184,10 @@ func (c *checker) index(leaf Partition, d drift) {
 	default:
 		c.add(IndexMissing, leaf.Name, "index %s is missing", want)
 	}
+	if c.p.requires(d) {
+		last := &c.found[len(c.found)-1]
+		last.Detail += "; statements that need it scan the whole partition until it is built, which begins at once"
+	}
 }
 
 func (c *checker) retention(leaf Partition) {
@@ -234,7 +242,7 @@ func Drift(p Policy, s Snapshot) int {
 			n++
 		}
 	}
-	return n
+	return n + len(p.lostByParent(s))
 }
 
 func (p Partition) bounds() string {

@@ -88,10 +88,7 @@ func (m *Manager) ensureNow(ctx context.Context, table string) error {
 		}
 		m.observe(p, s)
 		if Runway(s, s.Now) > 0 {
-			select {
-			case m.wake <- struct{}{}:
-			default: // it has been woken already
-			}
+			m.wake(CreateLoop)
 			return nil
 		}
 		if !errors.Is(fault, ErrBusy) {

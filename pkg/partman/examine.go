@@ -231,7 +231,7 @@ func (p Policy) fields() []field {
 		{"expired", p.Expired},
 		{"archive table", p.ArchiveTable},
 		{"grace", p.grace().String()},
-		{"indexes", texts(p.Indexes)},
+		{"indexes", indexTexts(p.Indexes)},
 		{"storage", settings(p.Storage)},
 	}
 }
@@ -266,7 +266,7 @@ func orNone(value string) string {
 	return value
 }
 
-func texts(indexes []Index) string {
+func indexTexts(indexes []Index) string {
 	var list []string
 	for _, i := range indexes {
 		list = append(list, i.sql(i.Name, "each leaf", false))

@@ -52,9 +52,15 @@ create view telemetry_all as select * from telemetry union all select * from tel
 // newHouse makes the tables, registers policies, and a manager that tries fast. change may alter its configuration.
 func newHouse(t *testing.T, change func(*partman.Config), policies ...partman.Policy) *house {
 	t.Helper()
+	return newHouseAt(t, devtest.Database(t), change, policies...)
+}
+
+// newHouseAt is newHouse in a database that is there and empty.
+func newHouseAt(t *testing.T, url string, change func(*partman.Config), policies ...partman.Policy) *house {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), hang)
 	t.Cleanup(cancel)
-	h := &house{t: t, ctx: ctx, url: devtest.Database(t)}
+	h := &house{t: t, ctx: ctx, url: url}
 	h.pool = h.connect("test", nil)
 	h.exec(tables)
 	h.today = time.Now().UTC().Truncate(24 * time.Hour)

@@ -27,7 +27,8 @@ const maxPause = 30 * time.Second
 type LockError struct {
 	Statement Statement
 	Tries     int
-	// Blockers held, or waited for, a conflicting lock just after the last try; empty if they were gone by then.
+	// Blockers held, or waited for, a conflicting lock just after the last try, in transactions older than it; empty if they
+	// were gone by then.
 	Blockers []Blocker
 	Err      error
 }
@@ -99,18 +100,18 @@ func lockFault(err error) bool {
 
 // retry runs a transaction until it got its locks: after 55P03 and 40P01 only, at least Pause apart, so that what queued
 // behind a try has long gone on before the next one.
-func (m *Manager) retry(ctx context.Context, conn *pgxpool.Conn, a Action, list []Statement, first int) error {
+func (m *Manager) retry(ctx context.Context, conn *pgxpool.Conn, p Policy, a Action, list []Statement, first int) error {
 	for try := 1; ; try++ {
+		begun := time.Now()
 		err := m.transaction(ctx, conn, a, list, first)
 		state := sqlState(err)
 		if err == nil || state != lockNotAvailable && state != deadlockDetected {
 			return err
 		}
-		if try >= m.cfg.Tries {
-			return m.lockError(ctx, err, try)
-		}
-		if wait(ctx, m.pause(try)) != nil {
-			return m.lockError(context.WithoutCancel(ctx), err, try)
+		fault, lookup := m.lockError(ctx, err, try, time.Since(begun))
+		m.waits(p, a, fault.Statement, fault.Blockers)
+		if try >= m.cfg.Tries || wait(ctx, m.pause(try)) != nil {
+			return errors.Join(fault, lookup)
 		}
 	}
 }
@@ -131,18 +132,18 @@ func wait(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// lockError looks up who is in the way, in the moment after the last try.
-func (m *Manager) lockError(ctx context.Context, err error, tries int) error {
+// lockError looks up who is in the way, in the moment after a try: whose transaction is older than it.
+func (m *Manager) lockError(ctx context.Context, err error, tries int, took time.Duration) (*LockError, error) {
 	e := &LockError{Tries: tries, Err: err}
 	var s *statementError
 	if errors.As(err, &s) {
 		e.Statement, e.Err = s.statement, s.err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	blockers, lookup := m.blockers(ctx, e.Statement)
-	e.Blockers = blockers
-	return errors.Join(e, lookup)
+	var lookup error
+	e.Blockers, lookup = m.blockers(ctx, []Statement{e.Statement}, took, 0)
+	return e, lookup
 }
 
 // explain names the oldest transactions where a concurrent build ran into its deadline: it waits for them to end.
@@ -152,11 +153,7 @@ func (m *Manager) explain(ctx context.Context, err *statementError) error {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	rows, lookup := m.cfg.Pool.Query(ctx, oldestSQL)
-	if lookup != nil {
-		return errors.Join(err, lookup)
-	}
-	blockers, lookup := pgx.CollectRows(rows, scanBlocker)
+	blockers, lookup := m.ask(ctx, oldestSQL)
 	return errors.Join(&LockError{Statement: err.statement, Tries: 1, Blockers: blockers, Err: err.err}, lookup)
 }
 
@@ -166,24 +163,52 @@ select pid, coalesce(application_name, ''), coalesce(state, ''), coalesce(extrac
  where datname = current_database() and pid <> pg_backend_pid() and (backend_xmin is not null or backend_xid is not null)
  order by xact_start limit 3`
 
-// blockersSQL: a session holds or awaits a lock, on a relation of the statement, that conflicts with the statement's mode.
+// blockersSQL: a session has a transaction older than $3 seconds, and holds or awaits a lock that conflicts with a mode of $2
+// on the relation of $1 beside it. Who holds the advisory lock $4 is left out.
 const blockersSQL = `
-select a.pid, coalesce(a.application_name, ''), coalesce(a.state, ''),
-       coalesce(extract(epoch from clock_timestamp() - a.query_start), 0)::float8, n.nspname || '.' || c.relname, l.mode
-  from pg_locks l
-  join pg_class c on c.oid = l.relation
-  join pg_namespace n on n.oid = c.relnamespace
-  join pg_stat_activity a on a.pid = l.pid
- where l.locktype = 'relation' and l.database = (select oid from pg_database where datname = current_database())
-   and n.nspname || '.' || c.relname = any ($1) and l.mode = any ($2)
- order by l.granted desc, a.xact_start nulls last
+select pid, application, state, age, relation, mode from (
+  select distinct on (a.pid) a.pid, coalesce(a.application_name, '') as application, coalesce(a.state, '') as state,
+         coalesce(extract(epoch from clock_timestamp() - a.query_start), 0)::float8 as age, want.relation, l.mode, l.granted, a.xact_start
+    from unnest($1::text[], $2::text[]) with ordinality want (relation, mode, place)
+    join (pg_class c join pg_namespace n on n.oid = c.relnamespace) on n.nspname || '.' || c.relname = want.relation
+    join pg_locks l on l.relation = c.oid and l.mode = want.mode
+    join pg_stat_activity a on a.pid = l.pid
+   where l.locktype = 'relation' and l.database = (select oid from pg_database where datname = current_database())
+     and (a.xact_start is null or a.xact_start <= clock_timestamp() - make_interval(secs => $3))
+     and not exists (select from pg_locks k where k.pid = l.pid and k.locktype = 'advisory' and k.granted and k.objsubid = 1
+         and k.database = l.database and (k.classid::bigint << 32) | k.objid::bigint = $4)
+   order by a.pid, l.granted desc, want.place) b
+ order by granted desc, xact_start nulls last, pid
  limit 5`
 
-func (m *Manager) blockers(ctx context.Context, s Statement) ([]Blocker, error) {
-	if len(s.On) == 0 {
+// blockers returns who would keep the statements from their locks, the oldest transaction first; none that began within
+// younger, as those of writers do that come and go.
+func (m *Manager) blockers(ctx context.Context, list []Statement, younger time.Duration, but int64) ([]Blocker, error) {
+	var relations, modes []string
+	for _, s := range list {
+		for _, on := range s.On {
+			for _, mode := range conflicts(s.Lock) {
+				relations, modes = append(relations, on), append(modes, mode)
+			}
+		}
+	}
+	if len(relations) == 0 {
 		return nil, nil
 	}
-	rows, err := m.cfg.Pool.Query(ctx, blockersSQL, s.On, conflicts(s.Lock))
+	return m.ask(ctx, blockersSQL, relations, modes, younger.Seconds(), but)
+}
+
+const blockingSQL = `
+select a.pid, coalesce(a.application_name, ''), coalesce(a.state, ''), coalesce(extract(epoch from clock_timestamp() - a.query_start), 0)::float8, '', ''
+  from pg_stat_activity a where a.pid = any (pg_blocking_pids($1)) order by a.xact_start nulls last, a.pid limit 5`
+
+// blocking returns for whom a session of ours waits at the moment: for a lock, or for the end of a transaction.
+func (m *Manager) blocking(ctx context.Context, pid int32) ([]Blocker, error) {
+	return m.ask(ctx, blockingSQL, pid)
+}
+
+func (m *Manager) ask(ctx context.Context, sql string, args ...any) ([]Blocker, error) {
+	rows, err := m.cfg.Pool.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, fmt.Errorf("look up who holds the lock: %w", err)
 	}

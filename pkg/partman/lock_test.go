@@ -3,7 +3,6 @@ package partman_test
 import (
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"testing"
 
@@ -151,39 +150,6 @@ func TestOneManagerActs(t *testing.T) {
 	if r, err := other.RunOnce(h.ctx, partman.RetireLoop); err != nil || r.Skipped {
 		t.Errorf("the lock is still held: %+v, %v", r, err)
 	}
-}
-
-// TestLostConnection: when the session that acts is gone, the action has not happened, the lock is free, and the next
-// round does it.
-func TestLostConnection(t *testing.T) {
-	t.Parallel()
-	var h *house
-	killed := false
-	h = newHouse(t, func(c *partman.Config) {
-		c.Guard = func(_ context.Context, tx pgx.Tx, _ partman.Retiring) error {
-			if !killed {
-				killed = true
-				_, err := h.pool.Exec(h.ctx, "select pg_terminate_backend($1)", tx.Conn().PgConn().PID())
-				return err
-			}
-			return nil
-		}
-	}, live(), archive())
-	h.oldDay(8, 10)
-	if _, err := h.m.RunOnce(h.ctx, partman.RetireLoop); err == nil {
-		t.Error("a lost connection was no error")
-	}
-	if n := h.number("select count(*) from telemetry"); n != 10 {
-		t.Errorf("%d rows in the table, want 10", n)
-	}
-	// The server gives the lock back when it has ended the session, which may be after its last word to us.
-	devtest.Eventually(t, func() error {
-		r, err := h.m.RunOnce(h.ctx, partman.RetireLoop)
-		if err == nil && kinds(r) != "[archive]" {
-			err = fmt.Errorf("the next round did %s, skipped %t", kinds(r), r.Skipped)
-		}
-		return err
-	})
 }
 
 // TestRun: the loops do their first round at once, and end with their context.

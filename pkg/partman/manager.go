@@ -52,8 +52,9 @@ func (b *Blocked) Error() string {
 
 // Config is what a Manager needs. Zero durations and counts take the defaults named here.
 type Config struct {
-	// Pool connects with the rights of the tables' owner, and not through a transaction pooler. Each loop that acts holds
-	// one connection; hooks that use the same pool need theirs besides: 6 are enough.
+	// Pool connects with the rights of the tables' owner, and not through a transaction pooler, which is refused with
+	// ErrPooler. Each loop that acts holds one connection, and another while it waits; hooks that use the same pool need
+	// theirs besides: 8 are enough.
 	Pool *pgxpool.Pool
 	// Schema holds partition_policy.
 	Schema string
@@ -62,13 +63,15 @@ type Config struct {
 	// Guard runs in the transaction that takes the partition away, under a SHARE lock on it: writes to it wait, reads and
 	// all other partitions go on. It returns *Blocked to refuse. Optional.
 	Guard func(ctx context.Context, tx pgx.Tx, r Retiring) error
-	// Log is written by Run only, on changes of state.
+	// Log is written on changes of state: by Run, and by whatever acts when another session than before holds it up.
 	Log *zap.Logger
 	// Registerer takes the metrics. Optional.
 	Registerer prometheus.Registerer
 
 	// CreateEvery, RetireEvery and HealthEvery are the loops' pauses between rounds: 1 min, 5 min, 30 s.
 	CreateEvery, RetireEvery, HealthEvery time.Duration
+	// LookEvery is the pause between two looks of Run for required indexes, and for who holds up an action: 5 s.
+	LookEvery time.Duration
 	// LockTimeout bounds each wait for a table lock that others would queue behind: 50 ms.
 	LockTimeout time.Duration
 	// Tries is how often an action that did not get its lock in time, or met a deadlock, is tried: 5.
@@ -100,6 +103,7 @@ func (c Config) withDefaults() Config {
 	or(&c.CreateEvery, time.Minute)
 	or(&c.RetireEvery, 5*time.Minute)
 	or(&c.HealthEvery, 30*time.Second)
+	or(&c.LookEvery, 5*time.Second)
 	or(&c.LockTimeout, 50*time.Millisecond)
 	or(&c.Pause, time.Second)
 	or(&c.Deadline, 30*time.Minute)
@@ -129,8 +133,11 @@ type Manager struct {
 	cfg     Config
 	metrics *metrics
 	ensure  flights
-	// wake lets the create loop begin its next round at once.
-	wake chan struct{}
+	// woken lets a loop begin its next round at once.
+	woken map[Loop]chan struct{}
+
+	session  sync.Mutex // while the connection is examined
+	examined bool       // no pooler was found
 
 	mu   sync.Mutex
 	seen map[string]*seen // by Policy.String
@@ -146,7 +153,19 @@ func New(cfg Config) (*Manager, error) {
 	if err != nil {
 		return nil, fmt.Errorf("register partition metrics: %w", err)
 	}
-	return &Manager{cfg: cfg, metrics: m, wake: make(chan struct{}, 1), seen: make(map[string]*seen)}, nil
+	woken := make(map[Loop]chan struct{})
+	for _, loop := range []Loop{CreateLoop, RetireLoop, HealthLoop} {
+		woken[loop] = make(chan struct{}, 1)
+	}
+	return &Manager{cfg: cfg, metrics: m, woken: woken, seen: make(map[string]*seen)}, nil
+}
+
+// wake has Run begin the loop's next round now, or after the one that is under way.
+func (m *Manager) wake(loop Loop) {
+	select {
+	case m.woken[loop] <- struct{}{}:
+	default: // it has been woken already
+	}
 }
 
 // Run runs the three loops until ctx ends, and returns when the last one has stopped. What they meet is logged and
@@ -158,6 +177,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	} {
 		wg.Go(func() { m.loop(ctx, loop, every) })
 	}
+	wg.Go(func() { m.lookout(ctx) })
 	wg.Wait()
 	return nil
 }
@@ -167,15 +187,11 @@ func (m *Manager) loop(ctx context.Context, loop Loop, every time.Duration) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	told := make(map[string]string)
-	var wake chan struct{}
-	if loop == CreateLoop {
-		wake = m.wake
-	}
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-wake:
+		case <-m.woken[loop]:
 		case <-timer.C:
 		}
 		result, err := m.RunOnce(ctx, loop)
@@ -190,11 +206,7 @@ func (m *Manager) loop(ctx context.Context, loop Loop, every time.Duration) {
 // report logs what changed: each action done, and what is refused or fails when it is first seen or says something new.
 func report(log *zap.Logger, r Result, err error, told map[string]string) {
 	for _, a := range r.Done {
-		fields := []zap.Field{zap.String("action", string(a.Kind)), zap.String("table", a.Schema+"."+a.Table)}
-		if a.Partition != "" {
-			fields = append(fields, zap.String("partition", a.Partition))
-		}
-		log.Info("partition action done", fields...)
+		log.Info("partition action done", a.fields()...)
 	}
 	now := make(map[string]string, len(r.Refused)+1)
 	for _, b := range r.Refused {

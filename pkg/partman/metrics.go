@@ -9,6 +9,7 @@ type metrics struct {
 	actions    *prometheus.CounterVec
 	drift      *prometheus.GaugeVec
 	blocked    *prometheus.GaugeVec
+	waiting    *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -20,6 +21,8 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		partitions: gauge("plenum_partitions", "Attached partitions.", "table"),
 		drift:      gauge("plenum_partition_index_drift", "Declared indexes that are missing, invalid or not attached.", "table"),
 		blocked:    gauge("plenum_partition_retire_blocked", "Partitions past retention that the last round could not let go.", "table", "reason"),
+		waiting: gauge("plenum_partition_blocker_query_age_seconds",
+			"Age of the oldest query that holds up an action; 0 where none does.", "table", "action"),
 		actions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "plenum_partition_actions_total",
 			Help: "Actions by what they do and how they ended: done, refused or failed.",
@@ -28,7 +31,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.runway, m.partitions, m.drift, m.blocked, m.actions} {
+	for _, c := range []prometheus.Collector{m.runway, m.partitions, m.drift, m.blocked, m.waiting, m.actions} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}
@@ -38,7 +41,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 
 func (m *metrics) forget(table string) {
 	label := prometheus.Labels{"table": table}
-	for _, g := range []*prometheus.GaugeVec{m.runway, m.partitions, m.drift, m.blocked} {
+	for _, g := range []*prometheus.GaugeVec{m.runway, m.partitions, m.drift, m.blocked, m.waiting} {
 		g.DeletePartialMatch(label)
 	}
 	m.actions.DeletePartialMatch(label)

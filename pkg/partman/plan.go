@@ -68,6 +68,8 @@ type Action struct {
 	leafSchema string
 	// pastRetention is set for the repair of a leaf past retention: the retire loop does it, so that none repairs what another moves.
 	pastRetention bool
+	// required is set for the repair of an index that the policy says the table cannot do without.
+	required bool
 	// subject tells apart two actions of one kind on one partition.
 	subject string
 	// detached is the mark that a drop must find.
@@ -212,7 +214,11 @@ func (s Statement) write(b *strings.Builder) {
 	}
 	fmt.Fprintf(b, "%s-- ", indent)
 	if s.Lock != "" {
-		fmt.Fprintf(b, "%s on %s: ", s.Lock, strings.Join(s.On, ", "))
+		on := strings.Join(s.On, ", ")
+		if s.Tx == 0 && len(s.On) > 1 {
+			on = s.On[0] + " and its partitions" // ANALYZE, in whatever number there are when it is done
+		}
+		fmt.Fprintf(b, "%s on %s: ", s.Lock, on)
 	}
 	b.WriteString(s.Why + "\n")
 	if s.Hook != "" {

@@ -171,5 +171,8 @@ func createIndex(name, table, tail string, unique, concurrently bool) string {
 	if concurrently {
 		sql += "concurrently "
 	}
-	return sql + ident(name) + " on " + table + " " + tail
+	if name != "" {
+		sql += ident(name) + " "
+	}
+	return sql + "on " + table + " " + tail
 }

@@ -28,7 +28,50 @@ func planHealth(p Policy, s Snapshot, now time.Time, names names) []Action {
 		}
 		actions = append(actions, repairs...)
 	}
+	// Required ones first, those of the newest leaf before all: the next statements that need them are on it.
+	slices.SortStableFunc(actions, func(a, b Action) int {
+		switch {
+		case a.required && b.required:
+			return b.From.Compare(a.From)
+		case a.required:
+			return -1
+		case b.required:
+			return 1
+		}
+		return 0
+	})
+	actions = append(actions, declareOnParent(p, s)...)
 	return append(actions, validateParents(p, s)...)
+}
+
+// declareOnParent makes the parent declare those of the policy's indexes that it has lost. The leaves' own are attached next.
+func declareOnParent(p Policy, s Snapshot) []Action {
+	var actions []Action
+	for _, i := range p.lostByParent(s) {
+		actions = append(actions, Action{
+			Kind: Reindex, Schema: p.Schema, Table: p.Table, subject: "declare " + i.Name,
+			Statements: []Statement{{
+				Tx: 1, Lock: "SHARE", On: []string{p.String()},
+				Why: "the policy wants the table itself to declare it; nothing is built, the partitions' own are attached next",
+				// SHARE on the parent for an instant: writers queue behind it. The server picks a name that is free.
+				SQL: i.sql("", "only "+ident(p.Schema, p.Table), false),
+			}},
+		})
+	}
+	return actions
+}
+
+// lostByParent lists the indexes that the parent should declare and does not.
+func (p Policy) lostByParent(s Snapshot) []Index {
+	return slices.DeleteFunc(slices.Clone(p.Indexes), func(i Index) bool { return !i.OnParent || i.among(s.Indexes) })
+}
+
+// requires says that one of the policy's required indexes is what the drift is about.
+func (p Policy) requires(d drift) bool {
+	return slices.ContainsFunc(p.Indexes, func(i Index) bool {
+		return i.Required && (d.policy != nil && d.policy.Name == i.Name || d.parent != nil && i.matches(*d.parent)) &&
+			(d.have == nil || !d.have.Valid)
+	})
 }
 
 // drift lists what is wrong with the indexes of one leaf.
@@ -128,6 +171,7 @@ func repairIndexes(p Policy, s Snapshot, leaf Partition, names names) []Action {
 		}
 		a := Action{Kind: Reindex, Schema: p.Schema, Table: p.Table, Partition: leaf.Name, From: leaf.From, To: leaf.To}
 		a.subject, a.Statements = d.statements(leaf, names)
+		a.required = p.requires(d)
 		actions = append(actions, a)
 	}
 	return actions
@@ -251,12 +295,17 @@ func planAnalyze(p Policy, s Snapshot, now time.Time) []Action {
 	if now.Sub(s.Analyzed) < analyzeEvery || len(s.Partitions) == 0 {
 		return nil
 	}
+	on := []string{p.String()}
+	for _, leaf := range s.Partitions {
+		on = append(on, leaf.Schema+"."+leaf.Name)
+	}
 	return []Action{{
 		Kind: Analyze, Schema: p.Schema, Table: p.Table,
 		Statements: []Statement{{
-			Tx: 1, Lock: "SHARE UPDATE EXCLUSIVE", On: []string{p.String()},
-			Why: "the planner's figures of the parent, which autovacuum does not gather",
-			// SHARE UPDATE EXCLUSIVE on the parent for the length of the sampling; a partition cannot be attached meanwhile.
+			Lock: "SHARE UPDATE EXCLUSIVE", On: on,
+			Why: "the planner's figures of the parent, which autovacuum does not gather; one table after the other",
+			// SHARE UPDATE EXCLUSIVE on the parent, then on each leaf, for the length of its sampling: outside of a transaction
+			// each is given back before the next. No partition can be attached while the parent is sampled.
 			SQL: "analyze " + ident(p.Schema, p.Table),
 		}},
 	}}

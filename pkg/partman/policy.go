@@ -83,13 +83,14 @@ type Policy struct {
 	ArchiveTable string `json:"archive_table,omitempty"`
 	// Grace is how long a detached partition stays before it is dropped; 0 is DefaultGrace.
 	Grace time.Duration `json:"grace,omitempty"`
-	// Indexes are those that each leaf has and its parent does not declare.
+	// Indexes are those that each leaf has, whatever its parent declares.
 	Indexes []Index `json:"indexes,omitempty"`
 	// Storage holds the leaves' storage parameters, which LIKE does not carry: fillfactor, autovacuum_….
 	Storage map[string]string `json:"storage,omitempty"`
 }
 
-// Index is an index of each leaf that the partitioned parent cannot declare, such as a unique one without the partition key.
+// Index is an index of each leaf: one that the partitioned parent cannot declare, such as a unique one without the partition
+// key, or one that must be there even if somebody takes it from the parent.
 type Index struct {
 	// Name is the suffix after the leaf's name and an underscore.
 	Name string `json:"name"`
@@ -100,6 +101,11 @@ type Index struct {
 	Method string `json:"method,omitempty"`
 	// Columns are plain column names, in order.
 	Columns []string `json:"columns"`
+	// OnParent is set where the parent is to declare it too, for those who read its definition. Not for a unique one.
+	OnParent bool `json:"on_parent,omitempty"`
+	// Required is set where the table's statements cannot do without it: a leaf that lacks it is a finding within
+	// Config.LookEvery, and its repair begins at once and before all others.
+	Required bool `json:"required,omitempty"`
 }
 
 func (i Index) method() string {
@@ -215,6 +221,9 @@ func (p Policy) validateIndexes(bad func(string, ...any)) {
 		}
 		if i.NullsNotDistinct && !i.Unique {
 			bad("index %q: nulls not distinct is only for a unique index", i.Name)
+		}
+		if i.OnParent && i.Unique {
+			bad("index %q: on_parent is not for a unique index, which would need the partition key", i.Name)
 		}
 	}
 }

@@ -14,6 +14,10 @@ type seen struct {
 	last TableStatus
 	// unfinished says of each action that the last try refused or failed why, by Action.key, until no plan asks for it.
 	unfinished map[string]Finding
+	// waiting holds the actions that other sessions hold up, by Action.key.
+	waiting map[string]*waiting
+	// missing lists the required indexes that the last look of Run did not find.
+	missing []string
 	// rounds says the same of each loop whose last round came to no action at all.
 	rounds map[Loop]Finding
 }
@@ -24,7 +28,7 @@ func (m *Manager) table(p Policy) *seen {
 	if t == nil {
 		t = &seen{
 			last:       TableStatus{Schema: p.Schema, Table: p.Table, Faults: make(map[Loop]string)},
-			unfinished: make(map[string]Finding), rounds: make(map[Loop]Finding),
+			unfinished: make(map[string]Finding), waiting: make(map[string]*waiting), rounds: make(map[Loop]Finding),
 		}
 		m.seen[p.String()] = t
 	}
@@ -38,7 +42,7 @@ func (m *Manager) Status() []TableStatus {
 	var list []TableStatus
 	for _, t := range m.seen {
 		st := t.last
-		st.Findings = merge(st.Findings, t.reasons())
+		st.Findings = append(merge(st.Findings, t.reasons()), t.waits()...)
 		for _, loop := range slices.Sorted(maps.Keys(t.rounds)) {
 			st.Findings = append(st.Findings, t.rounds[loop])
 		}
@@ -64,7 +68,8 @@ func (m *Manager) observe(p Policy, s Snapshot) {
 	t := m.table(p)
 	st.Faults = t.last.Faults
 	t.last = st
-	t.settle(p, s)
+	m.settle(p, s, t)
+	m.measureWaiting(p, t)
 }
 
 // observeFault keeps or clears a loop's last error on a table. unacted is the part of it that is of no action.
@@ -90,6 +95,9 @@ func (m *Manager) observeAction(p Policy, now time.Time, a Action, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := m.table(p)
+	if w := t.waiting[a.key()]; w != nil && (!lockFault(err) || w.statement.Tx == 0) {
+		m.waitsNoMore(p, t, a.key())
+	}
 	if err == nil {
 		delete(t.unfinished, a.key())
 		return
@@ -129,13 +137,14 @@ func (m *Manager) unfinished(p Policy, s Snapshot) []Finding {
 	if t == nil {
 		return nil
 	}
-	t.settle(p, s)
-	return t.reasons()
+	m.settle(p, s, t)
+	return append(t.reasons(), t.waits()...)
 }
 
 // settle forgets the actions that are planned no more: another instance has done them, or nobody need.
-func (t *seen) settle(p Policy, s Snapshot) {
-	if len(t.unfinished) == 0 {
+// The caller holds the mutex.
+func (m *Manager) settle(p Policy, s Snapshot, t *seen) {
+	if len(t.unfinished)+len(t.waiting) == 0 {
 		return
 	}
 	planned := make(map[string]bool)
@@ -143,6 +152,23 @@ func (t *seen) settle(p Policy, s Snapshot) {
 		planned[a.key()] = true
 	}
 	maps.DeleteFunc(t.unfinished, func(key string, _ Finding) bool { return !planned[key] })
+	for key := range t.waiting {
+		if !planned[key] {
+			m.waitsNoMore(p, t, key)
+		}
+	}
+}
+
+// waits returns the findings of the actions that are held up at the moment.
+func (t *seen) waits() []Finding {
+	var list []Finding
+	for _, w := range t.waiting {
+		if len(w.blockers) > 0 {
+			list = append(list, w.finding())
+		}
+	}
+	slices.SortFunc(list, func(a, b Finding) int { return strings.Compare(a.String(), b.String()) })
+	return list
 }
 
 func (t *seen) reasons() []Finding {
@@ -156,7 +182,7 @@ func merge(found, reasons []Finding) []Finding {
 	found = slices.Clone(found)
 	for _, r := range reasons {
 		n := slices.IndexFunc(found, func(f Finding) bool { return f.Code == r.Code && f.Partition == r.Partition })
-		if n < 0 || r.Code == Failed {
+		if n < 0 || r.Code == Failed || r.Code == Waiting {
 			found = append(found, r)
 			continue
 		}

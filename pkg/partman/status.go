@@ -44,6 +44,7 @@ type State string
 const (
 	Current    State = "current"
 	Future     State = "future"
+	Due        State = "missing" // to be created
 	Kept       State = "kept"
 	Expired    State = "expired"
 	IsDetached State = "detached"
@@ -63,9 +64,12 @@ type Listed struct {
 	Bytes int64 `json:"bytes"`
 	// Held is the hold that keeps it; nil where none does.
 	Held *Hold `json:"held,omitempty"`
+	// BlockedBy would keep the next action on the partition from a lock just now, in transactions that have lasted for
+	// Config.Pause; empty also where no action is due.
+	BlockedBy []Blocker `json:"blocked_by,omitempty"`
 }
 
-// List returns all partitions of all tables, the detached ones included, ordered by table and lower bound.
+// List returns all partitions of all tables, by table: the attached ones by lower bound, the detached ones, those to be created.
 func (m *Manager) List(ctx context.Context) ([]Listed, error) {
 	var list []Listed
 	err := m.each(ctx, func(p Policy, s Snapshot) error {
@@ -82,11 +86,15 @@ func (m *Manager) List(ctx context.Context) ([]Listed, error) {
 			case !leaf.OpenFrom && leaf.From.After(s.Now):
 				state = Future
 			}
-			list = append(list, Listed{p.Schema, p.Table, leaf.Name, leaf.From, leaf.To, state, leaf.Rows, leaf.Bytes, nil})
+			list = append(list, Listed{
+				Schema: p.Schema, Table: p.Table, Partition: leaf.Name, From: leaf.From, To: leaf.To, State: state, Rows: leaf.Rows, Bytes: leaf.Bytes,
+			})
 			oids = append(oids, leaf.OID)
 		}
 		for _, d := range s.Detached {
-			list = append(list, Listed{p.Schema, p.Table, d.Name, d.From, d.To, IsDetached, -1, d.Bytes, nil})
+			list = append(list, Listed{
+				Schema: p.Schema, Table: p.Table, Partition: d.Name, From: d.From, To: d.To, State: IsDetached, Rows: -1, Bytes: d.Bytes,
+			})
 			oids = append(oids, d.OID)
 		}
 		var estimates []*int64
@@ -95,9 +103,36 @@ func (m *Manager) List(ctx context.Context) ([]Listed, error) {
 			l.Held = s.Record.held(l.From, l.To)
 			estimates = append(estimates, &l.Bytes)
 		}
-		return m.sizes(ctx, oids, estimates)
+		if err := m.sizes(ctx, oids, estimates); err != nil {
+			return err
+		}
+		var err error
+		list, err = m.due(ctx, NewPlan(p, s, s.Now), list, start)
+		return err
 	})
 	return list, err
+}
+
+// due adds, from start on, who is in the way of each partition's actions, and the partitions that are to be created.
+func (m *Manager) due(ctx context.Context, plan Plan, list []Listed, start int) ([]Listed, error) {
+	for _, a := range plan.Actions {
+		blockers, err := m.blockedBy(ctx, a)
+		if err != nil {
+			return nil, err
+		}
+		if a.Kind == Create {
+			list = append(list, Listed{
+				Schema: a.Schema, Table: a.Table, Partition: a.Partition, From: a.From, To: a.To, State: Due, Rows: -1, BlockedBy: blockers,
+			})
+			continue
+		}
+		for n := start; n < len(list); n++ {
+			if list[n].Partition == a.Partition && len(list[n].BlockedBy) == 0 {
+				list[n].BlockedBy = blockers
+			}
+		}
+	}
+	return list, nil
 }
 
 // sizes replaces the estimates by the files' sizes. pg_total_relation_size takes ACCESS SHARE on each table, so it gives

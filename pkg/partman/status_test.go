@@ -81,13 +81,13 @@ func TestStray(t *testing.T) {
 	}
 }
 
-// status returns the findings of telemetry in the manager's memory, but those of coverage.
+// status returns the findings of telemetry in the manager's memory, but those of coverage and of who is in the way just now.
 func (h *house) status() []partman.Finding {
 	h.t.Helper()
 	var found []partman.Finding
 	for _, st := range h.m.Status() {
 		for _, f := range st.Findings {
-			if st.Table == "telemetry" && f.Code != partman.NoCurrent && f.Code != partman.FewPremade && f.Code != partman.Missing {
+			if st.Table == "telemetry" && f.Code != partman.NoCurrent && f.Code != partman.FewPremade && f.Code != partman.Missing && f.Code != partman.Waiting {
 				found = append(found, f)
 			}
 		}

@@ -139,6 +139,23 @@ func Mosquitto(tb testing.TB, lines ...string) *devenv.Mosquitto {
 	return broker
 }
 
+// PgBouncer is a pooler in the given mode before the shared server, for one test, with further lines of pgbouncer.ini.
+func PgBouncer(tb testing.TB, mode string, lines ...string) *devenv.PgBouncer {
+	tb.Helper()
+	pooler, err := devenv.StartPgBouncer(context.Background(), devenv.PgBouncerConfig{
+		Server: Postgres(tb), Mode: mode, Lines: lines, Log: tb.Output(),
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := pooler.Stop(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return pooler
+}
+
 // Eventually calls check until it returns nil; after a minute it ends the test
 // with the last error. Call it from the test's goroutine.
 func Eventually(tb testing.TB, check func() error) {

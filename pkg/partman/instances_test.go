@@ -1,0 +1,271 @@
+package partman_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"plenum/internal/devenv"
+	"plenum/internal/devenv/devtest"
+	"plenum/pkg/partman"
+)
+
+// done sums the actions that a manager says it has done, by kind.
+func (h *house) actions(kind partman.Kind, result string) (sum float64) {
+	for _, table := range []string{"telemetry", "telemetry_archive"} {
+		sum += max(0, h.metric("plenum_partition_actions_total", "action="+string(kind), "result="+result, "table="+table))
+	}
+	return sum
+}
+
+// TestTwoInstances keep one database for days, each with rounds as fast as they come: never are both in one loop, and each
+// day is created, moved, detached and dropped once by one of them.
+func TestTwoInstances(t *testing.T) {
+	t.Parallel()
+	var passed atomic.Int64 // days since the beginning
+	var inGuard atomic.Int32
+	gone := archive()
+	gone.Retention, gone.Grace = 10, time.Hour
+	h := newHouse(t, func(c *partman.Config) {
+		c.CreateEvery, c.RetireEvery, c.HealthEvery, c.LookEvery = time.Millisecond, time.Millisecond, time.Millisecond, time.Millisecond
+		c.Now = func(now time.Time) time.Time { return now.AddDate(0, 0, int(passed.Load())) }
+		c.Guard = func(context.Context, pgx.Tx, partman.Retiring) error {
+			if inGuard.Add(1) != 1 {
+				t.Error("both are retiring")
+			}
+			inGuard.Add(-1)
+			return nil
+		}
+	}, live(), gone)
+	other := *h
+	other.m, other.registry = h.manager(h.cfg)
+	ctx, cancel := context.WithCancel(h.ctx)
+	var running sync.WaitGroup
+	for _, m := range []*partman.Manager{h.m, other.m} {
+		running.Go(func() {
+			if err := m.Run(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	settled := func() error {
+		h.both() // never two of one loop
+		plans := 0
+		for _, table := range []string{"telemetry", "telemetry_archive"} {
+			plan, err := h.m.Plan(h.ctx, table)
+			if err != nil {
+				return err
+			}
+			plans += undone(plan)
+		}
+		if plans > 0 {
+			return fmt.Errorf("%d actions are planned still", plans)
+		}
+		return nil
+	}
+	const days = 12
+	for range days {
+		devtest.Eventually(t, settled)
+		passed.Add(1)
+	}
+	devtest.Eventually(t, settled)
+	cancel()
+	running.Wait()
+	// Every table that there was began with a creation, and each that has left the table was moved once.
+	made := h.number("select count(*) from pg_inherits where inhparent in ('telemetry'::regclass, 'telemetry_archive'::regclass)") +
+		h.number("select count(*) from pg_description where description like 'partman detached%'")
+	dropped := int64(h.actions(partman.Drop, "done") + other.actions(partman.Drop, "done"))
+	moved := h.number("select count(*) from pg_inherits where inhparent = 'telemetry_archive'::regclass")
+	detached := h.number("select count(*) from pg_description where description like 'partman detached%'")
+	for kind, want := range map[partman.Kind]int64{partman.Create: made + dropped, partman.Move: moved + detached + dropped, partman.Detach: detached + dropped} {
+		if n := int64(h.actions(kind, "done") + other.actions(kind, "done")); n != want || n == 0 {
+			t.Errorf("%d actions of kind %q by both, want %d", n, kind, want)
+		}
+		if n := h.actions(kind, "failed") + other.actions(kind, "failed"); n != 0 {
+			t.Errorf("%v actions of kind %q failed", n, kind)
+		}
+	}
+	if dropped == 0 {
+		t.Error("nothing was dropped")
+	}
+	t.Logf("created %v and %v, archived %v and %v", h.actions(partman.Create, "done"), other.actions(partman.Create, "done"),
+		h.actions(partman.Move, "done"), other.actions(partman.Move, "done"))
+}
+
+// undone counts the plan's actions, but for statistics: by a clock that is days ahead they are always old.
+func undone(plan partman.Plan) (n int) {
+	for _, a := range plan.Actions {
+		if a.Kind != partman.Analyze {
+			n++
+		}
+	}
+	return n
+}
+
+// both fails where two sessions hold the lock of one loop.
+func (h *house) both() {
+	if n := h.number("select count(*) from (select objid from pg_locks where locktype = 'advisory' and granted and objsubid = 1 " +
+		"and database = (select oid from pg_database where datname = current_database()) group by classid, objid having count(*) > 1) twice"); n != 0 {
+		h.t.Errorf("%d loops have two instances in them", n)
+	}
+}
+
+// killer ends the session that acts, in the moment before its n-th statement is sent.
+type killer struct {
+	kill  func(pid uint32)
+	after atomic.Int64 // statements still to let pass; below zero kills none
+	seen  atomic.Int64
+}
+
+func (k *killer) TraceQueryStart(ctx context.Context, conn *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	k.seen.Add(1)
+	if k.after.Add(-1) == 0 {
+		k.kill(conn.PgConn().PID())
+	}
+	return ctx
+}
+
+func (k *killer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+// TestLostConnection ends the session before each statement of a round in turn: the round ends with an error, what it had not
+// committed has not happened, the lock is free, and the next round does the rest.
+func TestLostConnection(t *testing.T) {
+	t.Parallel()
+	soon := dropping()
+	soon.Grace = time.Microsecond
+	for name, c := range map[string]struct {
+		policies []partman.Policy
+		loop     partman.Loop
+		prepare  func(h *house)
+	}{
+		"create":  {[]partman.Policy{live(), archive()}, partman.CreateLoop, func(*house) {}},
+		"archive": {[]partman.Policy{live(), archive()}, partman.RetireLoop, func(h *house) { h.oldDay(8, 10) }},
+		"detach":  {[]partman.Policy{soon}, partman.RetireLoop, func(h *house) { h.oldDay(8, 10) }},
+		"health": {[]partman.Policy{live(), archive()}, partman.HealthLoop, func(h *house) {
+			h.once(partman.CreateLoop)
+			h.exec("drop index " + h.partition() + "_identity; alter table " + h.partition() + " reset (fillfactor)")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lost := 0
+			for n := 1; ; n++ {
+				h := newHouse(t, nil, c.policies...)
+				c.prepare(h)
+				k := &killer{kill: func(pid uint32) { h.exec("select pg_terminate_backend($1, 60000)", pid) }}
+				cfg := h.connect("partman", nil).Config()
+				cfg.ConnConfig.Tracer = k
+				mine := h.cfg
+				mine.Pool = h.poolOf(cfg)
+				m, _ := h.manager(mine)
+				k.after.Store(int64(n))
+				r, err := m.RunOnce(h.ctx, c.loop)
+				if k.after.Load() > 0 { // the round has fewer statements
+					break
+				}
+				if err != nil {
+					lost++
+				}
+				if got := h.advisory(); got != 0 {
+					t.Errorf("statement %d: %d locks stay behind", n, got)
+				}
+				k.after.Store(-1)
+				for range 3 {
+					if _, err := m.RunOnce(h.ctx, c.loop); err != nil {
+						t.Fatalf("statement %d: the next round: %v", n, err)
+					}
+				}
+				if plan, err := m.Plan(h.ctx, "telemetry"); err != nil || len(planned(plan, c.loop)) != 0 {
+					t.Errorf("statement %d: left to do after %s: %v, %v", n, kinds(r), planned(plan, c.loop), err)
+				}
+				if rows := h.number("select count(*) from telemetry_all"); c.loop == partman.RetireLoop && c.policies[0].Expired == partman.ExpiredArchive && rows != 10 {
+					t.Errorf("statement %d: %d rows, want 10", n, rows)
+				}
+			}
+			if lost == 0 {
+				t.Error("no round was cut short")
+			}
+		})
+	}
+}
+
+// planned lists the kinds of the plan's actions that the loop does.
+func planned(plan partman.Plan, loop partman.Loop) (list []partman.Kind) {
+	of := map[partman.Kind]partman.Loop{
+		partman.Create: partman.CreateLoop, partman.Move: partman.RetireLoop, partman.Detach: partman.RetireLoop, partman.Drop: partman.RetireLoop,
+		partman.Reindex: partman.HealthLoop, partman.Storage: partman.HealthLoop, partman.Analyze: partman.HealthLoop,
+	}
+	for _, a := range plan.Actions {
+		if of[a.Kind] == loop {
+			list = append(list, a.Kind)
+		}
+	}
+	return list
+}
+
+// TestFailover: PostgreSQL is stopped at once, again and again, while the manager runs and days pass; when it is back, all
+// is done, and each row is there once.
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	server, err := devenv.StartPostgres(t.Context(), devtest.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := server.CreateDatabase(t.Context(), "failover", ""); err != nil {
+		t.Fatal(err)
+	}
+	var passed atomic.Int64
+	h := newHouseAt(t, server.URL("failover"), func(c *partman.Config) {
+		c.CreateEvery, c.RetireEvery, c.HealthEvery, c.LookEvery = time.Millisecond, time.Millisecond, time.Millisecond, time.Millisecond
+		c.Log = nil // it says a lot of a server that is away
+		c.Now = func(now time.Time) time.Time { return now.AddDate(0, 0, int(passed.Load())) }
+	}, live(), archive())
+	for n := 1; n <= 8; n++ {
+		h.oldDay(n, 10)
+	}
+	ctx, cancel := context.WithCancel(h.ctx)
+	ended := make(chan error)
+	go func() { ended <- h.m.Run(ctx) }()
+	for range 5 {
+		passed.Add(1)
+		before := h.metric("plenum_partition_actions_total", "action=create", "result=done", "table=telemetry")
+		devtest.Eventually(t, func() error { // in the midst of the day's work
+			if h.metric("plenum_partition_actions_total", "action=create", "result=done", "table=telemetry") == before && rand.N(50) != 0 {
+				return errors.New("nothing is done")
+			}
+			return nil
+		})
+		if err := server.Crash(); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	devtest.Eventually(t, func() error {
+		plan, err := h.m.Plan(h.ctx, "telemetry")
+		if err == nil && undone(plan) > 0 {
+			err = fmt.Errorf("%d actions are planned still", undone(plan))
+		}
+		return err
+	})
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if rows := h.number("select count(*) from telemetry_all"); rows != 80 {
+		t.Errorf("%d rows, want 80", rows)
+	}
+}
