@@ -69,7 +69,7 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 	leaving := 0
 	choose := func(s Snapshot) (Action, bool) {
 		m.observe(p, s)
-		for _, a := range NewPlan(p, s, s.Now).Actions {
+		for _, a := range m.inTurn(p, loop, NewPlan(p, s, s.Now).Actions) {
 			if a.loop() != loop || tried[a.key()] || a.Kind.retires() && leaving >= m.cfg.MaxRetire {
 				continue
 			}
@@ -106,6 +106,26 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 	}
 	m.observeFault(p, loop, err, unacted)
 	return err
+}
+
+// inTurn puts what the last round tried in vain behind all else: neither MaxRetire nor a lock that is not had may keep a
+// partition from leaving because an older one cannot. The current day's creation stays first, whatever came of it.
+func (m *Manager) inTurn(p Policy, loop Loop, actions []Action) []Action {
+	if loop == CreateLoop {
+		return actions
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	unfinished := m.table(p).unfinished
+	var first, last []Action
+	for _, a := range actions {
+		if _, vain := unfinished[a.key()]; vain {
+			last = append(last, a)
+		} else {
+			first = append(first, a)
+		}
+	}
+	return append(first, last...)
 }
 
 // step does at most one action under the lock of its loop. It takes a connection, the lock on it, reads the catalog, lets

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"sync"
 	"time"
 
@@ -190,6 +191,9 @@ func (m *Manager) loop(ctx context.Context, loop Loop, every time.Duration) {
 	}
 }
 
+// ages are what of an error's text grows without saying anything new.
+var ages = regexp.MustCompile(`query age [^)]*`)
+
 // report logs what changed: each action done, and what is refused or fails when it is first seen or says something new.
 func report(log *zap.Logger, r Result, err error, told map[string]string) {
 	for _, a := range r.Done {
@@ -204,8 +208,8 @@ func report(log *zap.Logger, r Result, err error, told map[string]string) {
 		}
 	}
 	if err != nil {
-		now[""] = err.Error()
-		if told[""] != err.Error() {
+		now[""] = ages.ReplaceAllString(err.Error(), "")
+		if told[""] != now[""] {
 			log.Error("partition round failed", zap.Error(err))
 		}
 	} else if told[""] != "" {
