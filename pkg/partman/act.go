@@ -1,9 +1,11 @@
 package partman
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -91,6 +93,7 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 			faults = append(faults, fmt.Errorf("table %q: %w", p.String(), err))
 			if !acted {
 				unacted = err
+				result.unacted = append(result.unacted, faults[len(faults)-1])
 			}
 			if lockFault(err) || !acted || ctx.Err() != nil {
 				break // the next one would wait for the same lock, or meets the same lost connection
@@ -108,8 +111,8 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 	return err
 }
 
-// inTurn puts what the last round tried in vain behind all else: neither MaxRetire nor a lock that is not had may keep a
-// partition from leaving because an older one cannot. The current day's creation stays first, whatever came of it.
+// inTurn puts what was tried in vain behind all else, the last tried last of all: neither MaxRetire nor a lock that is not had
+// may keep a partition from leaving because others cannot. The current day's creation stays first, whatever came of it.
 func (m *Manager) inTurn(p Policy, loop Loop, actions []Action) []Action {
 	if loop == CreateLoop {
 		return actions
@@ -117,15 +120,10 @@ func (m *Manager) inTurn(p Policy, loop Loop, actions []Action) []Action {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	unfinished := m.table(p).unfinished
-	var first, last []Action
-	for _, a := range actions {
-		if _, vain := unfinished[a.key()]; vain {
-			last = append(last, a)
-		} else {
-			first = append(first, a)
-		}
-	}
-	return append(first, last...)
+	slices.SortStableFunc(actions, func(a, b Action) int {
+		return cmp.Compare(unfinished[a.key()].try, unfinished[b.key()].try)
+	})
+	return actions
 }
 
 // step does at most one action under the lock of its loop. It takes a connection, the lock on it, reads the catalog, lets
@@ -150,18 +148,18 @@ func (m *Manager) step(ctx context.Context, p Policy, loop Loop, choose func(Sna
 		return false, nil
 	}
 	err = m.run(ctx, conn, p, a)
-	if ctx.Err() == nil { // an action cut short says nothing of its partition
-		m.observeAction(p, s.Now, a, err)
-	}
+	news := ctx.Err() == nil && m.observeAction(p, s.Now, a, err) // an action cut short says nothing of its partition
 	var blocked *Blocked
 	if errors.As(err, &blocked) {
-		result.Refused = append(result.Refused, Refusal{a, blocked})
+		result.Refused = append(result.Refused, Refusal{a, blocked, news})
 		m.metrics.action(m.label(p), a.Kind, "refused")
 		return true, nil
 	}
 	if err != nil {
 		m.metrics.action(m.label(p), a.Kind, "failed")
-		return true, fmt.Errorf("%s partition %q: %w", a.Kind, a.Partition, err)
+		err = fmt.Errorf("%s partition %q: %w", a.Kind, a.Partition, err)
+		result.failed = append(result.failed, failure{a, err, news})
+		return true, err
 	}
 	m.metrics.action(m.label(p), a.Kind, "done")
 	result.Done = append(result.Done, a)
