@@ -1,9 +1,11 @@
 package partman
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -80,7 +82,7 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 	choose := func(s Snapshot) (Action, bool) {
 		last = s
 		m.observe(p, s)
-		for _, a := range NewPlan(p, s, s.Now).Actions {
+		for _, a := range m.inTurn(p, loop, NewPlan(p, s, s.Now).Actions) {
 			if a.Loop() != loop || tried[a.key()] || !budget.takes(a) {
 				continue
 			}
@@ -102,6 +104,7 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 			faults = append(faults, fmt.Errorf("table %q: %w", p.String(), err))
 			if !acted {
 				unacted = err
+				result.unacted = append(result.unacted, faults[len(faults)-1])
 			}
 			if lockFault(err) || !acted || ctx.Err() != nil {
 				break // the next one would wait for the same lock, or meets the same lost connection
@@ -132,6 +135,21 @@ func (m *Manager) observeNow(ctx context.Context, p Policy) error {
 	return nil
 }
 
+// inTurn puts what was tried in vain behind all else, the last tried last of all: neither MaxRetire nor a lock that is not had
+// may keep a partition from leaving because others cannot. The current day's creation stays first, whatever came of it.
+func (m *Manager) inTurn(p Policy, loop Loop, actions []Action) []Action {
+	if loop == CreateLoop {
+		return actions
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	unfinished := m.table(p).unfinished
+	slices.SortStableFunc(actions, func(a, b Action) int {
+		return cmp.Compare(unfinished[a.key()].try, unfinished[b.key()].try)
+	})
+	return actions
+}
+
 // step does at most one action under the lock of its loop. It takes a connection, the lock on it, reads the catalog, lets
 // choose pick, acts on the same connection, and gives both back. acted says that an action was chosen.
 func (m *Manager) step(ctx context.Context, p Policy, loop Loop, choose func(Snapshot) (Action, bool), result *Result) (acted bool, err error) {
@@ -154,18 +172,18 @@ func (m *Manager) step(ctx context.Context, p Policy, loop Loop, choose func(Sna
 		return false, nil
 	}
 	err = m.run(ctx, conn, p, a)
-	if ctx.Err() == nil { // an action cut short says nothing of its partition
-		m.observeAction(p, s.Now, a, err)
-	}
+	news := ctx.Err() == nil && m.observeAction(p, s.Now, a, err) // an action cut short says nothing of its partition
 	var blocked *Blocked
 	if errors.As(err, &blocked) {
-		result.Refused = append(result.Refused, Refusal{a, blocked})
+		result.Refused = append(result.Refused, Refusal{a, blocked, news})
 		m.metrics.action(m.label(p), a.Kind, "refused")
 		return true, nil
 	}
 	if err != nil {
 		m.metrics.action(m.label(p), a.Kind, "failed")
-		return true, fmt.Errorf("%s partition %q: %w", a.Kind, a.Partition, err)
+		err = fmt.Errorf("%s partition %q: %w", a.Kind, a.Partition, err)
+		result.failed = append(result.failed, failure{a, err, news})
+		return true, err
 	}
 	m.metrics.action(m.label(p), a.Kind, "done")
 	result.Done = append(result.Done, a)

@@ -139,35 +139,40 @@ func (k *killer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData
 func TestLostConnection(t *testing.T) {
 	t.Parallel()
 	soon := dropping()
-	soon.Grace = time.Microsecond
+	soon.Grace, soon.Premake = time.Microsecond, 0
+	moving := live()
+	moving.Premake = 0
 	for name, c := range map[string]struct {
 		policies []partman.Policy
 		loop     partman.Loop
-		prepare  func(h *house)
+		harm     func(h *house) // makes work for the loop, in a table that has no partitions
 	}{
-		"create":  {[]partman.Policy{live(), archive()}, partman.CreateLoop, func(*house) {}},
-		"archive": {[]partman.Policy{live(), archive()}, partman.RetireLoop, func(h *house) { h.oldDay(8, 10) }},
+		"create":  {[]partman.Policy{soon}, partman.CreateLoop, func(*house) {}},
+		"archive": {[]partman.Policy{moving, archive()}, partman.RetireLoop, func(h *house) { h.oldDay(8, 10) }},
 		"detach":  {[]partman.Policy{soon}, partman.RetireLoop, func(h *house) { h.oldDay(8, 10) }},
-		"health": {[]partman.Policy{live(), archive()}, partman.HealthLoop, func(h *house) {
+		"health": {[]partman.Policy{soon}, partman.HealthLoop, func(h *house) {
 			h.once(partman.CreateLoop)
 			h.exec("drop index " + h.partition() + "_identity; alter table " + h.partition() + " reset (fillfactor)")
 		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
+			h := newHouse(t, nil, c.policies...)
+			k := &killer{kill: func(pid uint32) { h.exec("select pg_terminate_backend($1, 60000)", pid) }}
+			k.after.Store(-1)
+			cfg := h.connect("partman", nil).Config()
+			cfg.ConnConfig.Tracer = k
+			mine := h.cfg
+			mine.Pool = h.poolOf(cfg)
+			m, _ := h.manager(mine)
 			lost := 0
-			for n := 1; ; n++ {
-				h := newHouse(t, nil, c.policies...)
-				c.prepare(h)
-				k := &killer{kill: func(pid uint32) { h.exec("select pg_terminate_backend($1, 60000)", pid) }}
-				cfg := h.connect("partman", nil).Config()
-				cfg.ConnConfig.Tracer = k
-				mine := h.cfg
-				mine.Pool = h.poolOf(cfg)
-				m, _ := h.manager(mine)
-				k.after.Store(int64(n))
-				r, err := m.RunOnce(h.ctx, c.loop)
-				if k.after.Load() > 0 { // the round has fewer statements
+			for n := int64(1); ; n++ {
+				h.exec(`do $$ declare t regclass; begin
+					for t in select oid from pg_class where relname like 'telemetry_p2%' and relkind = 'r' loop execute 'drop table ' || t; end loop; end $$`)
+				c.harm(h)
+				k.after.Store(n)
+				_, err := m.RunOnce(h.ctx, c.loop)
+				if k.after.Swap(-1) > 0 { // the round has fewer statements
 					break
 				}
 				if err != nil {
@@ -176,21 +181,20 @@ func TestLostConnection(t *testing.T) {
 				if got := h.advisory(); got != 0 {
 					t.Errorf("statement %d: %d locks stay behind", n, got)
 				}
-				k.after.Store(-1)
-				for range 3 {
+				for range 2 {
 					if _, err := m.RunOnce(h.ctx, c.loop); err != nil {
 						t.Fatalf("statement %d: the next round: %v", n, err)
 					}
 				}
 				if plan, err := m.Plan(h.ctx, "telemetry"); err != nil || len(planned(plan, c.loop)) != 0 {
-					t.Errorf("statement %d: left to do after %s: %v, %v", n, kinds(r), planned(plan, c.loop), err)
+					t.Errorf("statement %d: left to do: %v, %v", n, planned(plan, c.loop), err)
 				}
-				if rows := h.number("select count(*) from telemetry_all"); c.loop == partman.RetireLoop && c.policies[0].Expired == partman.ExpiredArchive && rows != 10 {
+				if rows := h.number("select count(*) from telemetry_all"); name == "archive" && rows != 10 {
 					t.Errorf("statement %d: %d rows, want 10", n, rows)
 				}
 			}
-			if lost == 0 {
-				t.Error("no round was cut short")
+			if lost < 3 {
+				t.Errorf("%d rounds were cut short", lost)
 			}
 		})
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"sync"
 	"time"
 
@@ -186,7 +187,7 @@ func (m *Manager) loop(ctx context.Context, loop Loop, every time.Duration) {
 	log := m.cfg.Log.With(zap.String("loop", string(loop)))
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	told := make(map[string]string)
+	var told told
 	for {
 		select {
 		case <-ctx.Done():
@@ -198,36 +199,51 @@ func (m *Manager) loop(ctx context.Context, loop Loop, every time.Duration) {
 		if ctx.Err() != nil {
 			return
 		}
-		report(log, result, err, told)
+		told.report(log, result, err)
 		timer.Reset(every + rand.N(every/10+1)) // so that two instances drift apart
 	}
 }
 
+// ages are what of an error's text grows without saying anything new.
+var ages = regexp.MustCompile(`query age [^)]*`)
+
+// told is what a loop has logged of its rounds.
+type told struct {
+	failing bool
+	unacted string
+}
+
 // report logs what changed: each action done, and what is refused or fails when it is first seen or says something new.
-func report(log *zap.Logger, r Result, err error, told map[string]string) {
+func (t *told) report(log *zap.Logger, r Result, err error) {
 	for _, a := range r.Done {
 		log.Info("partition action done", a.fields()...)
 	}
-	now := make(map[string]string, len(r.Refused)+1)
 	for _, b := range r.Refused {
-		now[b.Action.key()] = b.Blocked.Error()
-		if told[b.Action.key()] != b.Blocked.Error() {
+		if b.news {
 			log.Warn("partition stays", zap.String("table", b.Action.Schema+"."+b.Action.Table),
 				zap.String("partition", b.Action.Partition), zap.String("reason", b.Blocked.Reason), zap.String("detail", b.Blocked.Detail))
 		}
 	}
-	if err != nil {
-		now[""] = err.Error()
-		if told[""] != err.Error() {
-			log.Error("partition round failed", zap.Error(err))
+	for _, f := range r.failed {
+		if f.news {
+			log.Error("partition round failed", append(f.action.fields(), zap.Error(f.err))...)
 		}
-	} else if told[""] != "" {
+	}
+	unacted := errors.Join(r.unacted...)
+	if err != nil && len(r.unacted)+len(r.failed) == 0 {
+		unacted = err // of the round before any table
+	}
+	text := ""
+	if unacted != nil {
+		text = ages.ReplaceAllString(unacted.Error(), "")
+	}
+	if text != "" && text != t.unacted {
+		log.Error("partition round failed", zap.Error(unacted))
+	}
+	if err == nil && t.failing {
 		log.Info("partition rounds succeed again")
 	}
-	clear(told)
-	for k, v := range now {
-		told[k] = v
-	}
+	t.failing, t.unacted = err != nil, text
 }
 
 // Result is what one round did.
@@ -239,12 +255,24 @@ type Result struct {
 	Refused []Refusal
 	// Skipped is set where another instance was at work in this loop: the round ended quietly.
 	Skipped bool
+
+	failed  []failure
+	unacted []error // what kept tables from even trying an action
+}
+
+// failure is an action that failed; news says that it did not fail so before.
+type failure struct {
+	action Action
+	err    error
+	news   bool
 }
 
 // Refusal is an action that a guard refused.
 type Refusal struct {
 	Action  Action   `json:"action"`
 	Blocked *Blocked `json:"blocked"`
+
+	news bool // it was not refused so before
 }
 
 // RunOnce does one round of a loop over all policies. A table that fails does not keep the others from their turn; the

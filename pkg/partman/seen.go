@@ -13,7 +13,8 @@ type seen struct {
 	// last is the last look; its findings are as Check made them.
 	last TableStatus
 	// unfinished says of each action that the last try refused or failed why, by Action.key, until no plan asks for it.
-	unfinished map[string]Finding
+	unfinished map[string]vain
+	tries      int // in vain, so far
 	// waiting holds the actions that other sessions hold up, by Action.key.
 	waiting map[string]*waiting
 	// missing lists the required indexes that the last look of Run did not find.
@@ -22,13 +23,19 @@ type seen struct {
 	rounds map[Loop]Finding
 }
 
+// vain is why an action was refused or failed, and the number of that try among the table's.
+type vain struct {
+	finding Finding
+	try     int
+}
+
 // table returns what is remembered of the policy's table. The caller holds the mutex.
 func (m *Manager) table(p Policy) *seen {
 	t := m.seen[p.String()]
 	if t == nil {
 		t = &seen{
 			last:       TableStatus{Schema: p.Schema, Table: p.Table, Faults: make(map[Loop]string)},
-			unfinished: make(map[string]Finding), waiting: make(map[string]*waiting), rounds: make(map[Loop]Finding),
+			unfinished: make(map[string]vain), waiting: make(map[string]*waiting), rounds: make(map[Loop]Finding),
 		}
 		m.seen[p.String()] = t
 	}
@@ -90,8 +97,8 @@ func (m *Manager) observeFault(p Policy, loop Loop, err, unacted error) {
 	}
 }
 
-// observeAction keeps why an action was refused or failed, or forgets it where it was done.
-func (m *Manager) observeAction(p Policy, now time.Time, a Action, err error) {
+// observeAction keeps why an action was refused or failed, or forgets it where it was done. news says that this was not known.
+func (m *Manager) observeAction(p Policy, now time.Time, a Action, err error) (news bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := m.table(p)
@@ -100,9 +107,13 @@ func (m *Manager) observeAction(p Policy, now time.Time, a Action, err error) {
 	}
 	if err == nil {
 		delete(t.unfinished, a.key())
-		return
+		return false
 	}
-	t.unfinished[a.key()] = reason(p, now, a, err)
+	t.tries++
+	before := t.unfinished[a.key()].finding
+	v := vain{reason(p, now, a, err), t.tries}
+	t.unfinished[a.key()] = v
+	return ages.ReplaceAllString(before.Detail, "") != ages.ReplaceAllString(v.finding.Detail, "")
 }
 
 // reason is the finding of an action that was tried in vain.
@@ -151,7 +162,7 @@ func (m *Manager) settle(p Policy, s Snapshot, t *seen) {
 	for _, a := range NewPlan(p, s, s.Now).Actions {
 		planned[a.key()] = true
 	}
-	maps.DeleteFunc(t.unfinished, func(key string, _ Finding) bool { return !planned[key] })
+	maps.DeleteFunc(t.unfinished, func(key string, _ vain) bool { return !planned[key] })
 	for key := range t.waiting {
 		if !planned[key] {
 			m.waitsNoMore(p, t, key)
@@ -172,7 +183,10 @@ func (t *seen) waits() []Finding {
 }
 
 func (t *seen) reasons() []Finding {
-	list := slices.Collect(maps.Values(t.unfinished))
+	var list []Finding
+	for _, v := range t.unfinished {
+		list = append(list, v.finding)
+	}
 	slices.SortFunc(list, func(a, b Finding) int { return strings.Compare(a.String(), b.String()) })
 	return list
 }
