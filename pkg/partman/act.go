@@ -217,6 +217,9 @@ func (m *Manager) lock(ctx context.Context, conn *pgxpool.Conn, loop Loop) (unlo
 		if err == nil && released {
 			return nil
 		}
+		if err != nil {
+			err = fmt.Errorf("give back the partition lock of loop %q, which ends with its session: %w", loop, err)
+		}
 		return errors.Join(err, conn.Conn().Close(ctx)) // never back into the pool with the lock
 	}, nil
 }

@@ -113,7 +113,7 @@ func readRoot(ctx context.Context, tx pgx.Tx, schema, table, key string) (root, 
 }
 
 const partitionsSQL = `
-select n.nspname, c.relname, c.oid, c.relkind::text, i.inhdetachpending, pg_get_expr(c.relpartbound, c.oid),
+select n.nspname, c.relname, c.oid, c.relkind::text, i.inhdetachpending, pg_get_expr(c.relpartbound, 0),
        case when c.reltuples < 0 then -1 else c.reltuples end::bigint,
        (c.relpages + coalesce((select sum(x.relpages) from pg_class x
            where x.oid = c.reltoastrelid or x.oid in (select indexrelid from pg_index where indrelid = c.oid)), 0))
