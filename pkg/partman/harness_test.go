@@ -258,6 +258,15 @@ func (h *house) poolOf(cfg *pgxpool.Config) *pgxpool.Pool {
 	return pool
 }
 
+// ranOn is nil once a round of retiring has gone through every table on the n-th day from now.
+func (h *house) ranOn(n int) error {
+	h.t.Helper()
+	if left := h.number("select count(*) from partition_policy where last_run is null or last_run < now() + make_interval(days => $1) - interval '1 hour'", n); left > 0 {
+		return fmt.Errorf("%d tables have had no round on day %d", left, n)
+	}
+	return nil
+}
+
 // acceptClock takes the clock of every table for right, as a person would after months without a run.
 func (h *house) acceptClock() {
 	h.t.Helper()

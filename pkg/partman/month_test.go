@@ -62,7 +62,7 @@ func TestMonthOfFailures(t *testing.T) {
 			if _, others := left(); others != 0 {
 				return fmt.Errorf("day %d: %d actions but drops are left to do", day, others)
 			}
-			return nil
+			return h.ranOn(day)
 		})
 	}
 	// As many as days have left the archive, and one day of grace less: each has been tried, and is told.

@@ -56,7 +56,7 @@ func TestTransactionPoolerIsRefused(t *testing.T) {
 			if n := h.advisory(); n != 0 {
 				t.Errorf("%d advisory locks stay behind", n)
 			}
-			if got := kinds(h.once(partman.CreateLoop)); got != "[create create create]" {
+			if got := kinds(h.once(partman.CreateLoop)); got != created(10) {
 				t.Errorf("without the pooler: %s", got)
 			}
 		})
