@@ -33,6 +33,7 @@ var documented = map[string][]string{
 	"plenum_mqtt_messages_received_total":          nil,
 	"plenum_mqtt_stalled_connections":              nil,
 	"plenum_partition_actions_total":               {"action", "result", "table"},
+	"plenum_partition_blocker_query_age_seconds":   {"action", "table"},
 	"plenum_partition_index_drift":                 {"table"},
 	"plenum_partition_retire_blocked":              {"reason", "table"},
 	"plenum_partition_runway_seconds":              {"table"},
