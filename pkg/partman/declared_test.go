@@ -226,7 +226,7 @@ func (h *house) judge(s partman.Statement, so declared, all []held, known map[st
 }
 
 // compareOutside holds up the statement by an open transaction, and looks at its locks while it waits: a build for one that has
-// written to the table, a sampling for one that has taken its lock on the last table.
+// written to the table, a sampling for one that has taken its lock on a leaf.
 func (h *house) compareOutside(conn *pgxpool.Conn, s partman.Statement) {
 	h.t.Helper()
 	known := h.relations()
@@ -234,7 +234,7 @@ func (h *house) compareOutside(conn *pgxpool.Conn, s partman.Statement) {
 	so.add(s)
 	hold := "lock table " + s.On[0] + " in row exclusive mode; select pg_current_xact_id()"
 	if contains(s.SQL, "analyze") {
-		hold = "lock table " + s.On[len(s.On)-1] + " in share update exclusive mode"
+		hold = "lock table " + h.partition() + " in share update exclusive mode"
 	}
 	writer := h.begin("writer", hold)
 	pid := conn.Conn().PgConn().PID()
