@@ -28,11 +28,11 @@ func TestLostConnection(t *testing.T) {
 			lost := walked.walk(a)
 			walked.goOn("the walk")
 			walked.compare("the walk", before, c.in)
-			for _, p := range a.Points() {
+			for n, p := range a.Points() {
 				if slices.Contains(lost, words(p)) {
 					continue
 				}
-				one := h.copy(h.pool.Config().ConnConfig.Database + "_one")
+				one := h.copy(fmt.Sprintf("%s_lost_%d", h.pool.Config().ConnConfig.Database, n))
 				one.loseAt(p)
 				one.goOn(name(p))
 				one.compare(name(p), before, c.in)
@@ -49,7 +49,8 @@ func words(p partman.Point) string {
 }
 
 // walk loses the session at one point after the other, each time of the action as it is planned then, and returns which
-// those were. What was not committed has not happened: the same is planned again.
+// those were. What was not committed has not happened: the same is planned again. Only of ANALYZE the statistics keep the
+// time although its transaction is lost, and the next one is a day later.
 func (h *house) walk(a partman.Action) (lost []string) {
 	h.t.Helper()
 	for {
@@ -62,7 +63,7 @@ func (h *house) walk(a partman.Action) (lost []string) {
 		h.loseAt(p)
 		lost = append(lost, words(p))
 		lasts := func(s partman.Statement) bool { return s.Tx > 1 || s.Tx == 0 && s.Hook != partman.HookPrepare }
-		if p.Moment != partman.AfterCommit && !slices.ContainsFunc(now.Statements[:p.Statement+1], lasts) {
+		if p.Moment != partman.AfterCommit && a.Kind != partman.Analyze && !slices.ContainsFunc(now.Statements[:p.Statement+1], lasts) {
 			after, _ := h.again(a)
 			compareValue(h.t, len(now.Statements), len(after.Statements))
 		}
