@@ -194,3 +194,17 @@ func TestRun(t *testing.T) {
 		t.Errorf("status %+v, want telemetry's without faults", st)
 	}
 }
+
+// TestLookWaitsForNobody: whoever has a partition to themselves, as VACUUM FULL does, holds up neither a plan nor the next day.
+func TestLookWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil, live(), archive())
+	h.once(partman.CreateLoop)
+	h.exec("drop table telemetry_p" + h.today.AddDate(0, 0, 2).Format("20060102"))
+	h.begin("vacuum", "lock table "+h.partition()+" in access exclusive mode")
+	ctx, cancel := context.WithTimeout(h.ctx, hang/2)
+	defer cancel()
+	if r, err := h.m.RunOnce(ctx, partman.CreateLoop); err != nil || kinds(r) != created(1) {
+		t.Errorf("beside the session the create loop did %s: %v", kinds(r), err)
+	}
+}
