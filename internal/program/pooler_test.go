@@ -2,7 +2,6 @@ package program
 
 import (
 	"net/url"
-
 	"strings"
 	"testing"
 

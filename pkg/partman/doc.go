@@ -72,8 +72,13 @@
 // there. It is planned again from the catalog under the loop's advisory lock, held per action on the connection that runs
 // the DDL: a lost connection ends both, and an operator's command is not kept out by an idle daemon.
 //
+// Whoever acts holds its loop's lock: each transaction looks for it in the session that answers. A transaction pooler, behind
+// which that fails, is refused before the first lock.
+//
+// Who holds up an action is named from the first try on: in the log once, in [Manager.Status], [Manager.List] and the metric.
+//
 // Loops are independent: a partition that cannot be dropped for a month costs no premade day, and a table that fails costs
-// the other tables nothing.
+// the other tables nothing. What was tried in vain is tried again after all else.
 //
 // What was refused or failed is a finding of [Manager.Status] from its first try until it is done, with the reason and the
 // partition's name. What is merely due is none until it has been due for an hour.

@@ -109,7 +109,7 @@ func TestRequiredIndexThatCannotBeBuilt(t *testing.T) {
 		}
 		return nil
 	})
-	for range 50 { // while Run looks about as often
+	for range 200 { // while Run looks about as often
 		h.once(partman.CreateLoop)
 	}
 	if n := failed(); n > 2 {
