@@ -94,7 +94,7 @@ func reading(ctx context.Context, db Beginner, do func(pgx.Tx) error) (err error
 	}
 	defer func() { err = errors.Join(err, tx.Rollback(context.WithoutCancel(ctx))) }()
 	_, err = tx.Exec(ctx, "set local timezone = 'UTC'; set local datestyle = 'ISO, YMD'; set local search_path = pg_catalog; "+
-		"set local quote_all_identifiers = off")
+		"set local quote_all_identifiers = off; set local lock_timeout = '1s'")
 	if err != nil {
 		return err
 	}

@@ -182,7 +182,8 @@ func readArchive(ctx context.Context, tx pgx.Tx, p Policy) (*Archive, error) {
 	return a, err
 }
 
-// indexesSQL: the tail is the whole definition less the part that names index and table, of which the length is known.
+// indexesSQL: the tail is the whole definition less the part that names index and table, of which the length is known. It is
+// written here for what is plain: pg_get_indexdef opens the table, and would wait for whoever has that to themselves.
 const indexesSQL = `
 select x.indrelid, x.indexrelid, n.nspname, ic.relname, coalesce(h.inhparent, 0), x.indisvalid and x.indisready, x.indisunique,
        x.indnullsnotdistinct, am.amname,
@@ -190,13 +191,13 @@ select x.indrelid, x.indexrelid, n.nspname, ic.relname, coalesce(h.inhparent, 0)
        exists (select from pg_stat_progress_create_index g where g.relid = x.indrelid),
        array (select coalesce(a.attname, '') from unnest(x.indkey[0:x.indnkeyatts-1]) with ordinality k (num, pos)
          left join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.num order by k.pos)::text[],
-       x.indpred is null and x.indexprs is null and x.indnatts = x.indnkeyatts and 0 = all (x.indoption)
-         and not exists (select from unnest(x.indclass) o (id) join pg_opclass oc on oc.oid = o.id where not oc.opcdefault)
-         and not exists (select from unnest(x.indkey, x.indcollation) k (num, coll)
-           join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.num where k.coll <> 0 and k.coll <> a.attcollation),
-       coalesce(substr(pg_get_indexdef(x.indexrelid), 1 + length(format('CREATE %sINDEX %I ON %s%I.%I ',
+       p.plain,
+       case when p.plain and ic.reloptions is null then format('USING %I (%s)', am.amname,
+         (select string_agg(quote_ident(a.attname), ', ' order by k.pos) from unnest(x.indkey) with ordinality k (num, pos)
+           join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.num)) || case when x.indnullsnotdistinct then ' NULLS NOT DISTINCT' else '' end
+       else coalesce(substr(pg_get_indexdef(x.indexrelid), 1 + length(format('CREATE %sINDEX %I ON %s%I.%I ',
          case when x.indisunique then 'UNIQUE ' else '' end, ic.relname,
-         case when ic.relkind = 'I' then 'ONLY ' else '' end, tn.nspname, tc.relname))), '')
+         case when ic.relkind = 'I' then 'ONLY ' else '' end, tn.nspname, tc.relname))), '') end
   from pg_index x
   join pg_class ic on ic.oid = x.indexrelid
   join pg_namespace n on n.oid = ic.relnamespace
@@ -204,6 +205,10 @@ select x.indrelid, x.indexrelid, n.nspname, ic.relname, coalesce(h.inhparent, 0)
   join pg_class tc on tc.oid = x.indrelid
   join pg_namespace tn on tn.oid = tc.relnamespace
   left join pg_inherits h on h.inhrelid = x.indexrelid
+  cross join lateral (select x.indpred is null and x.indexprs is null and x.indnatts = x.indnkeyatts and 0 = all (x.indoption)
+       and not exists (select from unnest(x.indclass) o (id) join pg_opclass oc on oc.oid = o.id where not oc.opcdefault)
+       and not exists (select from unnest(x.indkey, x.indcollation) k (num, coll)
+         join pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.num where k.coll <> 0 and k.coll <> a.attcollation) as plain) p
  where x.indrelid = any ($1) and x.indislive
  order by x.indrelid, ic.relname`
 

@@ -46,7 +46,8 @@ type Statement struct {
 	// SQL is exactly what is sent; empty where Hook is set.
 	SQL  string `json:"sql,omitempty"`
 	Hook Hook   `json:"hook,omitempty"`
-	// Lock is the strongest table lock that the step takes, On the relations that it is taken on, in order.
+	// Lock is the strongest lock that the step takes on a relation, On the relations that it takes that one on, or a weaker one
+	// that conflicts with itself, in order.
 	Lock string   `json:"lock,omitempty"`
 	On   []string `json:"on,omitempty"`
 	// Why is for the person who reads the plan.

@@ -215,7 +215,7 @@ func (d drift) statements(leaf Partition, names names) (subject string, list []S
 		return "policy " + d.policy.Name, list
 	}
 	// ACCESS EXCLUSIVE on the leaf's index, SHARE UPDATE EXCLUSIVE on the parent's, ACCESS SHARE on the tables.
-	on = []string{leaf.Schema + "." + name}
+	on = []string{d.parent.Schema + "." + d.parent.Name, leaf.Schema + "." + name}
 	add(1, "ACCESS EXCLUSIVE", "the parent's index takes it over, and is valid once each leaf's is attached",
 		fmt.Sprintf("alter index %s attach partition %s", ident(d.parent.Schema, d.parent.Name), ident(leaf.Schema, name)))
 	return "attach " + d.parent.Name, list
@@ -242,7 +242,7 @@ func validateParents(p Policy, s Snapshot) []Action {
 		actions = append(actions, Action{
 			Kind: Reindex, Schema: p.Schema, Table: p.Table, subject: "validate " + i.Name,
 			Statements: []Statement{{
-				Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{leaf.Schema + "." + leaf.Name},
+				Tx: 1, Lock: "ACCESS EXCLUSIVE", On: []string{i.Schema + "." + i.Name, leaf.Schema + "." + leaf.Name},
 				Why: "each leaf has its part of this index, which is still marked invalid",
 				// ACCESS EXCLUSIVE on the leaf's index, SHARE UPDATE EXCLUSIVE on the parent's.
 				SQL: fmt.Sprintf("alter index %s attach partition %s", ident(i.Schema, i.Name), ident(leaf.Schema, leaf.Name)),
