@@ -57,8 +57,8 @@ func TestRowsAreCounted(t *testing.T) {
 // or the start, has seen.
 func TestReaderNeverSeesFewer(t *testing.T) {
 	t.Parallel()
-	h := newHouse(t, func(c *partman.Config) { c.Tries = 100 }, live(), archive())
-	n := sized(8, 80) // all within the archive's own retention
+	h := newHouse(t, func(c *partman.Config) { c.Tries = 10_000 }, live(), archive())
+	n := sized(8, 40) // all within the archive's own retention
 	for i := range n {
 		h.oldDay(8+i, 50)
 	}
