@@ -257,7 +257,8 @@ func TestNoWriterWaits(t *testing.T) {
 					t.Errorf("a try %s after the one before", gap)
 				}
 			}
-			t.Logf("proof: %s: %s", name, w.figures())
+			t.Logf("proof: %d rows inserted every %s beside a snapshot held for %s, while days are created and indexes repaired, and %s is tried until it succeeds: %s",
+				rows, each, hold, name, w.figures())
 		})
 	}
 }
