@@ -27,9 +27,9 @@
 //
 // The role of Config.Pool must be the tables' owner or a member of it, may create in their schemas and in that of
 // partition_policy, and in their tablespace if they have one; the owner, too, may create in its schema. It may read and
-// update partition_policy. Where row
-// security is forced and a hook reads rows, it needs BYPASSRLS: the hook fails otherwise. With pg_read_all_stats it sees
-// what the sessions of others do that stand in its way. The pool must not go through a transaction pooler: locks are held by session.
+// update partition_policy. Where row security is forced and a hook reads rows, it needs BYPASSRLS: the hook fails otherwise.
+// With pg_read_all_stats it sees what the sessions of others do that stand in its way. The pool must not go through a
+// transaction pooler: locks are held by session.
 //
 // # Names and steps
 //
@@ -40,7 +40,8 @@
 // # Metrics
 //
 // On Config.Registerer, with the label table: plenum_partition_runway_seconds, plenum_partitions, plenum_partition_index_drift,
-// plenum_partition_retire_blocked (and reason), plenum_partition_actions_total (and action, result).
+// plenum_partition_retire_blocked (and reason), plenum_partition_actions_total (and action, result),
+// plenum_partition_blocker_query_age_seconds (and action).
 //
 // # Invariants
 //
@@ -58,10 +59,10 @@
 // that is held leaves. A hold, and a policy that keeps more, is asked for again in the transaction that takes a partition
 // away, with the policy's row locked: it wins whenever it was set before the commit. Creating goes on in any case.
 //
-// A day that moves to the archive is at no moment in neither table, nor in both. Its rows are counted before, under the lock
-// that the guard has, and after the commit, under none; a day whose counts differ is held, and a finding, until a person
-// releases it. It leaves when the guard lets it, asked in
+// A day that moves to the archive is at no moment in neither table, nor in both. It leaves when the guard lets it, asked in
 // the transaction that takes it away and under a lock that holds up writes to that day, but before any lock on its table.
+// Its rows are counted under the guard's lock, and again after the commit, under none; a day whose counts differ is held, and
+// a finding, until a person releases it.
 //
 // No statement makes writers of the table wait longer than Config.LockTimeout: a lock that they would queue behind is asked
 // for with that lock_timeout, the table's own last of all, and tries are a second and more apart. Index builds are
