@@ -3,6 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 go=${GO:-go}
+commit=$(git describe --tags --always --dirty 2>/dev/null || echo devel) # before the report is written
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
@@ -20,7 +21,7 @@ run "$go" test -run '^$' -fuzz '^FuzzDecode$' -fuzztime 10m ./pkg/telemetry
 {
 	echo "# Proofs"
 	echo
-	echo "Written by \`make prove\` at $(git describe --tags --always --dirty 2>/dev/null || echo devel), on $(nproc) cores. Each line is printed by a test that fails if it is not so."
+	echo "Written by \`make prove\` at $commit, on $(nproc) cores. Each line is printed by a test that fails if it is not so."
 	echo
 	{
 		sed -n 's/^ *\([a-z_]*_test\.go\):[0-9]*: proof: /- \1: /p' "$log"

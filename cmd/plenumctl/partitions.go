@@ -87,17 +87,11 @@ func (p *partitionsCall) wants(schema, table string) bool {
 }
 
 func listPartitions(ctx context.Context, p *partitionsCall) error {
-	all, err := p.manager.List(ctx)
-	if err != nil {
-		return err
+	listed, fault := p.manager.List(ctx, p.names()...)
+	if listed == nil {
+		listed = []partman.Listed{}
 	}
-	listed := []partman.Listed{}
-	for _, l := range all {
-		if p.wants(l.Schema, l.Table) {
-			listed = append(listed, l)
-		}
-	}
-	return p.print(p.stdout, listed, func(w io.Writer) {
+	err := p.print(p.stdout, listed, func(w io.Writer) {
 		fmt.Fprintln(w, "TABLE\tPARTITION\tFROM\tTO\tSTATE\tROWS\tSIZE\tHELD\tBLOCKED BY")
 		for _, l := range listed {
 			start, end := bounds(l)
@@ -109,6 +103,15 @@ func listPartitions(ctx context.Context, p *partitionsCall) error {
 				heldBy(l.Held), blockers(l.BlockedBy))
 		}
 	})
+	return errors.Join(fault, err)
+}
+
+// names are the tables of --table, as the manager takes them; none is all.
+func (p *partitionsCall) names() []string {
+	if p.table == "" {
+		return nil
+	}
+	return []string{p.table}
 }
 
 func blockers(list []partman.Blocker) string {
@@ -136,29 +139,29 @@ func bounds(l partman.Listed) (from, to string) {
 	return write(l.From), write(l.To)
 }
 
-// plans makes the plan of each table asked for.
+// plans makes the plan of each table asked for; what is wrong with one comes with the others'.
 func (p *partitionsCall) plans(ctx context.Context) ([]partman.Plan, error) {
 	plans := make([]partman.Plan, 0, len(p.policies))
+	var faults []error
 	for _, o := range p.policies {
 		plan, err := p.manager.Plan(ctx, partman.FormatName(o.Schema, o.Table))
 		if err != nil {
-			return nil, err
+			faults = append(faults, err)
+			continue
 		}
 		plans = append(plans, plan)
 	}
-	return plans, nil
+	return plans, errors.Join(faults...)
 }
 
 func planPartitions(ctx context.Context, p *partitionsCall) error {
-	plans, err := p.plans(ctx)
-	if err != nil {
-		return err
-	}
-	return p.print(p.stdout, plans, func(w io.Writer) {
+	plans, fault := p.plans(ctx)
+	err := p.print(p.stdout, plans, func(w io.Writer) {
 		for _, plan := range plans {
 			fmt.Fprintln(w, plan.String())
 		}
 	})
+	return errors.Join(fault, err)
 }
 
 // applied is what partitions apply reports of one table.
@@ -175,7 +178,10 @@ func (p *partitionsCall) apply(ctx context.Context, plans []partman.Plan) error 
 	var errs []error
 	for _, plan := range plans {
 		result, err := p.manager.Apply(ctx, plan)
-		a := applied{Schema: plan.Schema, Table: plan.Table, Done: result.Done, Refused: result.Refused}
+		a := applied{
+			Schema: plan.Schema, Table: plan.Table,
+			Done: append([]partman.Action{}, result.Done...), Refused: append([]partman.Refusal{}, result.Refused...),
+		}
 		if err != nil {
 			a.Failed = err.Error()
 			errs = append(errs, fmt.Errorf("table %q: %w", p.name(plan.Schema, plan.Table), failed(err)))
@@ -205,24 +211,19 @@ func (p *partitionsCall) printApplied(w io.Writer, report []applied) {
 }
 
 func checkPartitions(ctx context.Context, p *partitionsCall) error {
-	all, err := p.manager.Check(ctx)
-	if err != nil {
-		return err
+	findings, fault := p.manager.Check(ctx, p.names()...)
+	if findings == nil {
+		findings = []partman.Finding{}
 	}
-	findings := []partman.Finding{}
-	for _, f := range all {
-		if p.wants(f.Schema, f.Table) {
-			findings = append(findings, f)
-		}
-	}
-	err = p.print(p.stdout, findings, func(w io.Writer) {
+	err := p.print(p.stdout, findings, func(w io.Writer) {
 		for _, f := range findings {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", p.name(f.Schema, f.Table), f.Code, f.Partition, f.Detail)
 		}
-		if len(findings) == 0 {
+		if len(findings) == 0 && fault == nil {
 			fmt.Fprintln(w, "nothing found")
 		}
 	})
+	err = errors.Join(fault, err)
 	if err == nil && len(findings) > 0 {
 		err = program.ErrFinding
 	}

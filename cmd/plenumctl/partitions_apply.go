@@ -32,14 +32,12 @@ func setupPartitionsApply(fs *flag.FlagSet) func(context.Context, *call) error {
 		if f.plan != "" {
 			read = func(context.Context) ([]partman.Plan, error) { return p.saved(f.plan) }
 		}
-		if err := f.say(ctx, p); err != nil {
-			return err
+		said := f.say(ctx, p)
+		if f.confirmRetention && said != nil {
+			return said
 		}
 		plans, err := read(ctx)
-		if err != nil {
-			return err
-		}
-		return p.apply(ctx, plans)
+		return errors.Join(said, err, p.apply(ctx, plans))
 	})(fs)
 }
 
@@ -54,12 +52,11 @@ func (f applyFlags) say(ctx context.Context, p *partitionsCall) error {
 	if !f.acceptClock {
 		return nil
 	}
+	var faults []error
 	for _, o := range p.policies {
-		if err := p.manager.AcceptClock(ctx, partman.FormatName(o.Schema, o.Table)); err != nil {
-			return err
-		}
+		faults = append(faults, p.manager.AcceptClock(ctx, partman.FormatName(o.Schema, o.Table)))
 	}
-	return nil
+	return errors.Join(faults...)
 }
 
 // saved reads the plans of a file, those of --table where that is given.

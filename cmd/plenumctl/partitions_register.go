@@ -144,7 +144,7 @@ func setupRegister(fs *flag.FlagSet) func(context.Context, *call) error {
 		if before == nil {
 			fmt.Fprintf(t.stdout, "%s is registered:\n", t.name())
 			printPolicy(t.stdout, after)
-			_, err = fmt.Fprintf(t.stdout, "What will be done: plenumctl partitions plan --table '%s'\n", t.name())
+			_, err = fmt.Fprintf(t.stdout, "What will be done: plenumctl partitions plan --table %s\n", partman.ShellName(t.schema, t.table))
 			return err
 		}
 		changes := after.Differences(*before)
@@ -154,7 +154,7 @@ func setupRegister(fs *flag.FlagSet) func(context.Context, *call) error {
 			fmt.Fprintf(t.stdout, "%s is kept differently:\n  %s\n", t.name(), strings.Join(changes, "\n  "))
 		}
 		if waits {
-			fmt.Fprintf(t.stdout, "It keeps less than before, and is in force once you say so: plenumctl partitions apply --confirm-retention --table '%s'\n", t.name())
+			fmt.Fprintf(t.stdout, "It keeps less than before, and is in force once you say so: plenumctl partitions apply --confirm-retention --table %s\n", partman.ShellName(t.schema, t.table))
 		}
 		return nil
 	})
@@ -222,7 +222,7 @@ func printAdoption(w io.Writer, name string, a partman.Adoption, apply bool) {
 	case a.Blocked():
 		fmt.Fprintln(w, "Nothing is changed: do what is in the way first.")
 	case apply:
-		fmt.Fprintf(w, "It is registered. What will be done: plenumctl partitions plan --table '%s'\n", name)
+		fmt.Fprintf(w, "It is registered. What will be done: plenumctl partitions plan --table %s\n", partman.ShellName(a.Policy.Schema, a.Policy.Table))
 	default:
 		fmt.Fprintln(w, "Nothing is changed: --apply registers the table.")
 	}

@@ -337,11 +337,15 @@ func (p *path) checkQuarantine(context.Context) []httpapi.Finding {
 }
 
 func (p *path) checkPartitions(context.Context) []httpapi.Finding {
-	return partitionFindings(p.manager, p.schema)
+	return partitionFindings(p.manager, p.schema, ownTables...)
 }
 
-// partitionFindings are those of every registered table, which is named with its schema where that is another.
-func partitionFindings(m *partman.Manager, schema string) []httpapi.Finding {
+// ownTables are those without which ingest cannot do its work.
+var ownTables = []string{"telemetry", "telemetry_batch", "telemetry_quarantine"}
+
+// partitionFindings are those of every registered table, which is named with its schema where that is another. Where tables of
+// schema are named, a fault of any other is a warning.
+func partitionFindings(m *partman.Manager, schema string, needed ...string) []httpapi.Finding {
 	var fs []httpapi.Finding
 	for _, t := range m.Status() {
 		name := partman.FormatName(t.Schema, t.Table)
@@ -349,7 +353,8 @@ func partitionFindings(m *partman.Manager, schema string) []httpapi.Finding {
 			name = t.Table
 		}
 		for _, f := range t.Findings {
-			fs = append(fs, httpapi.Finding{Component: "partitions", Failing: f.Broken, Message: name + ": " + f.String()})
+			failing := f.Broken && (len(needed) == 0 || t.Schema == schema && slices.Contains(needed, t.Table))
+			fs = append(fs, httpapi.Finding{Component: "partitions", Failing: failing, Message: name + ": " + f.String()})
 		}
 	}
 	return fs

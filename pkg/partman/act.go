@@ -115,6 +115,13 @@ func (m *Manager) keep(ctx context.Context, p Policy, loop Loop, result *Result)
 		}
 	}
 	if loop == RetireLoop {
+		switch {
+		case last.Now.IsZero():
+		case clockFault(p, last, last.Now) != "":
+			result.doubt = true
+		case !last.Record.LastRun.IsZero() && p.Retention > 0:
+			result.at = last.Now
+		}
 		if err := m.complete(ctx, p, last); err != nil {
 			faults = append(faults, fmt.Errorf("table %q: %w", p.String(), err))
 		}

@@ -56,7 +56,10 @@ func readSnapshot(ctx context.Context, tx pgx.Tx, p Policy) (s Snapshot, err err
 		return s, err
 	}
 	if p.Expired == ExpiredArchive {
-		if s.Archive, err = readArchive(ctx, tx, p); err != nil {
+		var unfit *unfitError
+		if s.Archive, err = readArchive(ctx, tx, p); errors.As(err, &unfit) {
+			s.Archive, s.ArchiveFault = nil, unfit.Error()
+		} else if err != nil {
 			return s, err
 		}
 	}
@@ -92,18 +95,18 @@ func readRoot(ctx context.Context, tx pgx.Tx, schema, table, key string) (root, 
 	err := tx.QueryRow(ctx, rootSQL, schema, table).Scan(&r.oid, &s.Now, &strategy, &columns, &column, &keyType,
 		&s.Owner, &s.User, &s.CanOwn, &analyzed)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return r, fmt.Errorf("table %q is not there", schema+"."+table)
+		return r, unfitf("table %q is not there", schema+"."+table)
 	}
 	if err != nil {
 		return r, err
 	}
 	if strategy != "r" || columns != 1 || column != key {
-		return r, fmt.Errorf("table %q is not partitioned by range on column %q alone (strategy %q, %d columns, the first %q)",
+		return r, unfitf("table %q is not partitioned by range on column %q alone (strategy %q, %d columns, the first %q)",
 			schema+"."+table, key, strategy, columns, column)
 	}
 	s.KeyType = KeyType(keyType)
 	if s.KeyType != TimestampTZ && s.KeyType != Date {
-		return r, fmt.Errorf("key %q of table %q is %q: %q or %q is needed", key, schema+"."+table, keyType, TimestampTZ, Date)
+		return r, unfitf("key %q of table %q is %q: %q or %q is needed", key, schema+"."+table, keyType, TimestampTZ, Date)
 	}
 	s.Now = s.Now.UTC()
 	if analyzed != nil {
@@ -166,6 +169,13 @@ func readPartitions(ctx context.Context, tx pgx.Tx, parent uint32) (list []Parti
 	})
 	return list, fallback, err
 }
+
+// unfitError says that a table is none that can be kept as the policy says.
+type unfitError struct{ text string }
+
+func (e *unfitError) Error() string { return e.text }
+
+func unfitf(format string, args ...any) error { return &unfitError{fmt.Sprintf(format, args...)} }
 
 func readArchive(ctx context.Context, tx pgx.Tx, p Policy) (*Archive, error) {
 	root, err := readRoot(ctx, tx, p.Schema, p.ArchiveTable, p.Key)

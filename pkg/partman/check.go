@@ -95,7 +95,7 @@ func (c *checker) add(code Code, partition, format string, args ...any) {
 
 // coverage finds steps without a partition: today's, the premade ones, and what is missing of the past that is kept.
 func (c *checker) coverage() {
-	if c.p.Premake == NoPremake {
+	if c.p.Premake < 0 {
 		return
 	}
 	if Runway(c.s, c.now) == 0 {
@@ -128,6 +128,9 @@ func (c *checker) table() {
 	}
 	for _, i := range c.p.lostByParent(c.s) {
 		c.add(IndexMissing, "", "index %q of the policy is missing on the table itself", i.Name)
+	}
+	if c.s.ArchiveFault != "" {
+		c.add(ArchiveNotReady, "", "the archive %q cannot be used: %s", c.p.ArchiveTable, c.s.ArchiveFault)
 	}
 	if c.s.Archive == nil {
 		return
@@ -216,6 +219,11 @@ func dueToDrop(p Policy, d Detached) string {
 func (c *checker) leftovers() {
 	for _, d := range c.s.Detached {
 		if c.doubt || c.now.Sub(d.At) < c.p.grace() {
+			continue
+		}
+		if !c.p.drops(d, c.now) {
+			c.add(Leftover, d.Name, "detached at %s and not dropped, since the retention keeps that day now: attach it again, or drop it by hand",
+				d.At.Format(time.RFC3339))
 			continue
 		}
 		if why := hindrance(c.s, d.From, d.To, d.Bytes); why != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 )
 
 // A clock that is wrong makes days look old. What it may be off by, before nothing is archived, detached or dropped:
@@ -21,6 +23,9 @@ const acceptCommand = "plenumctl partitions apply --accept-clock"
 
 // clockFault says what is wrong with the clock at now, empty if nothing is. Where nothing ever retires it does not matter.
 func clockFault(p Policy, s Snapshot, now time.Time) string {
+	if s.Record.Fault != "" {
+		return s.Record.Fault
+	}
 	if p.Retention == 0 && len(s.Detached) == 0 {
 		return ""
 	}
@@ -70,6 +75,15 @@ func (m *Manager) AcceptClock(ctx context.Context, table string) error {
 	return m.ran(ctx, p, s.Now)
 }
 
+// alive keeps the time of a round of all tables by a clock that no table doubts, for those too whose own round failed: that
+// their table cannot be looked at says nothing of the clock.
+func (m *Manager) alive(ctx context.Context, at time.Time) error {
+	return bounded(ctx, m.cfg.Pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, fmt.Sprintf("update %s set last_run = $1 where last_run < $1", ident(m.cfg.Schema, "partition_policy")), at)
+		return err
+	})
+}
+
 // complete keeps the time of a round that went through all that there was to retire. A clock in doubt is not written down.
 func (m *Manager) complete(ctx context.Context, p Policy, s Snapshot) error {
 	if s.Now.IsZero() || ctx.Err() != nil || clockFault(p, s, s.Now) != "" {
@@ -81,7 +95,10 @@ func (m *Manager) complete(ctx context.Context, p Policy, s Snapshot) error {
 const ranSQL = `update %s set last_run = $3 where (table_schema, table_name) = ($1, $2)`
 
 func (m *Manager) ran(ctx context.Context, p Policy, at time.Time) error {
-	_, err := m.cfg.Pool.Exec(ctx, fmt.Sprintf(ranSQL, ident(m.cfg.Schema, "partition_policy")), p.Schema, p.Table, at)
+	err := bounded(ctx, m.cfg.Pool, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, fmt.Sprintf(ranSQL, ident(m.cfg.Schema, "partition_policy")), p.Schema, p.Table, at)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("write down the time of the round: %w", err)
 	}

@@ -203,12 +203,22 @@ func tryLeaf(ctx context.Context, tx pgx.Tx, p Policy) error {
 // Unregister ends the management of a table: its partitions stay as they are, nothing is made ahead, and what is detached
 // already is not dropped. It returns the policy that it had, nil where there was none.
 func Unregister(ctx context.Context, db DB, schema, tableSchema, table string) (previous *Policy, err error) {
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
-		list, err := readPolicies(ctx, tx, schema, "where (table_schema, table_name) = ($1, $2)", tableSchema, table)
-		if err != nil || len(list) == 0 {
+	err = bounded(ctx, db, func(tx pgx.Tx) error {
+		list, bad, err := readPolicies(ctx, tx, schema, "where (table_schema, table_name) = ($1, $2)", tableSchema, table)
+		if err != nil || len(list)+len(bad) == 0 {
 			return err
 		}
-		previous = &list[0]
+		previous = &Policy{Schema: tableSchema, Table: table}
+		if len(list) > 0 {
+			previous = &list[0]
+			r, err := readRecord(ctx, tx, schema, list[0], true)
+			if err != nil {
+				return err
+			}
+			if len(r.Held) > 0 {
+				return fmt.Errorf("%s: it would be forgotten; plenumctl partitions release first", r.Held[0])
+			}
+		}
 		_, err = tx.Exec(ctx, fmt.Sprintf("delete from %s where (table_schema, table_name) = ($1, $2)", ident(schema, "partition_policy")),
 			tableSchema, table)
 		return err

@@ -20,6 +20,8 @@ type Record struct {
 	Pending *Retention
 	// Held are the holds, in the order in which they were set.
 	Held []Hold
+	// Fault says that what waits and what is held cannot be read: nothing retires.
+	Fault string
 }
 
 // Hold keeps every partition that overlaps a range: it is not archived, detached or dropped until the hold is released.
@@ -99,15 +101,15 @@ func hindered(p Policy, s Snapshot, now time.Time) map[string]int {
 		}
 	}
 	for _, d := range s.Detached {
-		if now.Sub(d.At) >= p.grace() {
+		if p.drops(d, now) {
 			count(d.From, d.To, d.Bytes)
 		}
 	}
 	return counts
 }
 
-// Hold sets a hold on a range for a table, or for every table that has a policy where none is named. One on exactly this
-// range is replaced. The range needs no partition yet. Since is set here, and By, if empty, to the database's role.
+// Hold sets a hold on a range for a table, or for every table that has a policy where none is named. One of the same
+// person on exactly this range is replaced. The range needs no partition yet. Since is set here, and By, if empty, to the database's role.
 func (m *Manager) Hold(ctx context.Context, table string, h Hold) error {
 	if !h.From.Before(h.To) {
 		return fmt.Errorf("hold from %s to %s: the end must come after the start", h.From, h.To)
@@ -117,7 +119,7 @@ func (m *Manager) Hold(ctx context.Context, table string, h Hold) error {
 		if h.By == "" {
 			h.By = role
 		}
-		held = slices.DeleteFunc(held, func(o Hold) bool { return o.Rows == nil && o.From.Equal(h.From) && o.To.Equal(h.To) })
+		held = slices.DeleteFunc(held, func(o Hold) bool { return o.Rows == nil && o.By == h.By && o.From.Equal(h.From) && o.To.Equal(h.To) })
 		return append(held, h)
 	})
 }
@@ -150,7 +152,7 @@ func (m *Manager) editHolds(ctx context.Context, table string, edit func(now tim
 		}
 		tables = []Policy{p}
 	}
-	err := pgx.BeginFunc(ctx, m.cfg.Pool, func(tx pgx.Tx) error {
+	err := bounded(ctx, m.cfg.Pool, func(tx pgx.Tx) error {
 		var now time.Time
 		var role string
 		if err := tx.QueryRow(ctx, "select date_trunc('second', now()), current_user").Scan(&now, &role); err != nil {
@@ -200,7 +202,7 @@ func (m *Manager) verifyWanted(ctx context.Context, tx pgx.Tx, a Action) error {
 			return &Blocked{Reason: "held", Detail: h.String()}
 		}
 	}
-	list, err := readPolicies(ctx, tx, m.cfg.Schema, "where (table_schema, table_name) = ($1, $2)", a.Schema, a.Table)
+	list, _, err := readPolicies(ctx, tx, m.cfg.Schema, "where (table_schema, table_name) = ($1, $2)", a.Schema, a.Table)
 	if err != nil {
 		return err
 	}
@@ -213,7 +215,7 @@ func (m *Manager) verifyWanted(ctx context.Context, tx pgx.Tx, a Action) error {
 // wanted says that the policy, as it is now, lets the planned action happen.
 func (a Action) wanted(p Policy) bool {
 	if a.Kind == Drop {
-		return a.now.Sub(a.detached.At) >= p.grace()
+		return p.drops(a.detached, a.now)
 	}
 	boundary, limited := Boundary(p, a.now)
 	if !limited || a.To.After(boundary) {

@@ -96,21 +96,23 @@ func TestHold(t *testing.T) {
 	goes("telemetry_archive", partman.Leftover, "[drop]")
 }
 
-// TestHoldIsReplacedAndNamesItsRole: a second hold on a range takes the place of the first, other ranges stay, and who does
-// not say who he is is the database's role.
+// TestHoldIsReplacedAndNamesItsRole: a second hold of the same person on a range takes the place of the first, other ranges and
+// other people's stay, and who does not say who he is is the database's role.
 func TestHoldIsReplacedAndNamesItsRole(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil, live())
 	first := h.dayHold(8)
 	h.hold("telemetry", first)
 	h.hold("public.telemetry", h.dayHold(9))
-	first.By, first.Reason = "", "another"
+	first.By, first.Reason = "", "one"
 	h.hold("", first)
-	if n := h.number("select jsonb_array_length(held) from partition_policy"); n != 2 {
-		t.Errorf("%d holds, want 2", n)
+	first.Reason = "another"
+	h.hold("", first)
+	if n := h.number("select jsonb_array_length(held) from partition_policy"); n != 3 {
+		t.Errorf("%d holds, want 3", n)
 	}
 	role := h.pool.Config().ConnConfig.User
-	if n := h.number("select count(*) from partition_policy where held->1->>'by' = $1 and held->1->>'reason' = 'another'", role); n != 1 {
+	if n := h.number("select count(*) from partition_policy where held->2->>'by' = $1 and held->2->>'reason' = 'another'", role); n != 1 {
 		t.Error("the second hold is not there")
 	}
 	h.release("telemetry", 7, 0)

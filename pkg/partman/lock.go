@@ -18,6 +18,7 @@ const (
 	lockNotAvailable = "55P03"
 	deadlockDetected = "40P01"
 	queryCanceled    = "57014"
+	undefinedColumn  = "42703" // no reason to try again
 )
 
 // maxPause bounds the pause between two tries.

@@ -257,7 +257,9 @@ type Result struct {
 	Skipped bool
 
 	failed  []failure
-	unacted []error // what kept tables from even trying an action
+	unacted []error   // what kept tables from even trying an action
+	at      time.Time // of the last look, by a clock that was in order since the last round
+	doubt   bool      // a table found the clock to be in doubt
 }
 
 // failure is an action that failed; news says that it did not fail so before.
@@ -279,19 +281,29 @@ type Refusal struct {
 // errors come back joined, each naming its table.
 func (m *Manager) RunOnce(ctx context.Context, loop Loop) (Result, error) {
 	result := Result{Loop: loop}
-	policies, err := Policies(ctx, m.cfg.Pool, m.cfg.Schema)
+	policies, bad, err := allPolicies(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
+		m.observeNone(loop, err)
 		return result, err
 	}
-	m.forget(policies)
+	m.forget(policies, bad)
 	var faults []error
+	for _, b := range bad {
+		m.observeFault(b.policy(), loop, b, b)
+		faults, result.unacted = append(faults, b), append(result.unacted, b)
+	}
 	for _, p := range policies {
 		err := m.keep(ctx, p, loop, &result)
 		if err != nil {
 			faults = append(faults, err)
 		}
 		if ctx.Err() != nil {
-			break
+			return result, errors.Join(faults...)
+		}
+	}
+	if loop == RetireLoop && !result.doubt && !result.at.IsZero() {
+		if err := m.alive(ctx, result.at); err != nil {
+			faults = append(faults, err)
 		}
 	}
 	return result, errors.Join(faults...)

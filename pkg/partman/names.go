@@ -3,6 +3,7 @@ package partman
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -136,6 +137,18 @@ func cutName(text string) (part, rest string, err error) {
 
 // FormatName writes schema.table so that ParseName reads it, with quotes only where they are needed.
 func FormatName(schema, table string) string { return formatPart(schema) + "." + formatPart(table) }
+
+// ShellName is FormatName for a command that a person pastes.
+func ShellName(schema, table string) string { return shellQuote(FormatName(schema, table)) }
+
+var shellWord = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+
+func shellQuote(word string) string {
+	if shellWord.MatchString(word) {
+		return word
+	}
+	return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'"
+}
 
 func formatPart(name string) string {
 	if strings.ContainsAny(name, `."`) {

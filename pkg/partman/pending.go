@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -48,11 +47,14 @@ func (r Retention) String() string {
 
 // keeping returns next with as much of p's retention as keeps more: the number, what becomes of the expired, the grace.
 func (p Policy) keeping(next Policy) Policy {
-	at := time.Date(2028, 12, 31, 23, 59, 59, 0, time.UTC) // any instant will do that is the last of every step
-	before, limited := Boundary(p, at)
-	after, limits := Boundary(next, at)
-	if limits && (!limited || after.After(before)) {
-		next.Step, next.Retention = p.Step, p.Retention
+	for _, at := range []time.Time{ // the first and the last instant of every step: in between a day keeps less than its hours, or more
+		time.Date(2028, 12, 31, 0, 0, 0, 0, time.UTC), time.Date(2028, 12, 31, 23, 59, 59, 0, time.UTC),
+	} {
+		before, limited := Boundary(p, at)
+		after, limits := Boundary(next, at)
+		if limits && (!limited || after.After(before)) {
+			next.Step, next.Retention = p.Step, p.Retention
+		}
 	}
 	if p.Expired == ExpiredArchive && next.Expired == ExpiredDrop {
 		next.Expired, next.ArchiveTable = p.Expired, p.ArchiveTable
@@ -69,7 +71,7 @@ func (m *Manager) Confirm(ctx context.Context, table string) (before, after Rete
 	if err != nil {
 		return before, after, err
 	}
-	err = pgx.BeginFunc(ctx, m.cfg.Pool, func(tx pgx.Tx) error {
+	err = bounded(ctx, m.cfg.Pool, func(tx pgx.Tx) error {
 		r, err := readRecord(ctx, tx, m.cfg.Schema, p, true)
 		if err != nil {
 			return err
@@ -77,12 +79,19 @@ func (m *Manager) Confirm(ctx context.Context, table string) (before, after Rete
 		if r.Pending == nil {
 			return ErrNothingPending
 		}
-		list, err := readPolicies(ctx, tx, m.cfg.Schema, "where (table_schema, table_name) = ($1, $2)", p.Schema, p.Table)
+		list, _, err := readPolicies(ctx, tx, m.cfg.Schema, "where (table_schema, table_name) = ($1, $2)", p.Schema, p.Table)
 		if err != nil {
 			return err
 		}
+		if len(list) == 0 {
+			return fmt.Errorf("%w: its row in partition_policy has become none", ErrUnknownTable)
+		}
 		before, after = list[0].retention(), *r.Pending
-		return writePolicy(ctx, tx, m.cfg.Schema, list[0].with(r.Pending), nil)
+		confirmed := list[0].with(r.Pending)
+		if err := confirmed.Validate(); err != nil {
+			return err
+		}
+		return writePolicy(ctx, tx, m.cfg.Schema, confirmed, nil)
 	})
 	if err != nil {
 		return before, after, fmt.Errorf("confirm the retention of table %q: %w", p.String(), err)
@@ -92,14 +101,10 @@ func (m *Manager) Confirm(ctx context.Context, table string) (before, after Rete
 
 // named is the table as a command takes it: with its schema where that is not partition_policy's.
 func (r Record) named(p Policy) string {
-	name := FormatName(p.Schema, p.Table)
 	if r.Schema == p.Schema || r.Schema == "" {
-		name = formatPart(p.Table)
+		return shellQuote(formatPart(p.Table))
 	}
-	if strings.Contains(name, `"`) {
-		return "'" + name + "'" // for a shell
-	}
-	return name
+	return ShellName(p.Schema, p.Table)
 }
 
 func (c *checker) pending() {

@@ -24,7 +24,7 @@ func Expected(p Policy, now time.Time) []Range {
 // Boundary is the instant before which everything is past retention: a partition goes when its upper bound is not
 // after it. ok is false where the policy keeps all.
 func Boundary(p Policy, now time.Time) (boundary time.Time, ok bool) {
-	if p.Retention == 0 {
+	if p.Retention <= 0 {
 		return time.Time{}, false
 	}
 	return p.Step.next(p.Step.floor(now), 1-p.Retention), true

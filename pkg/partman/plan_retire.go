@@ -51,7 +51,7 @@ func planRetire(p Policy, s Snapshot, now time.Time, names names) []Action {
 		actions = append(actions, a)
 	}
 	for _, d := range s.Detached {
-		if now.Sub(d.At) >= p.grace() && hindrance(s, d.From, d.To, d.Bytes) == nil {
+		if p.drops(d, now) && hindrance(s, d.From, d.To, d.Bytes) == nil {
 			retire(dropAction(p, d), d.Bytes)
 		}
 	}
@@ -66,6 +66,12 @@ func planRetire(p Policy, s Snapshot, now time.Time, names names) []Action {
 		}
 	}
 	return actions
+}
+
+// drops says that the grace of a detached partition is over, and that the retention has not been raised since so as to keep it.
+func (p Policy) drops(d Detached, now time.Time) bool {
+	boundary, limited := Boundary(p, now)
+	return limited && !d.To.After(boundary) && now.Sub(d.At) >= p.grace()
 }
 
 // notExpired is the reason of a partition that stays because it is young enough.
@@ -88,7 +94,7 @@ func cannotRetire(p Policy, s Snapshot, leaf Partition, now time.Time) string {
 	case p.Expired != ExpiredArchive:
 		return ""
 	case s.Archive == nil:
-		return fmt.Sprintf("the archive %q was not found", p.ArchiveTable)
+		return fmt.Sprintf("the archive %q cannot be used: %s", p.ArchiveTable, s.ArchiveFault)
 	case s.Archive.KeyType != s.KeyType:
 		return fmt.Sprintf("the archive's key is %q, the table's %q", s.Archive.KeyType, s.KeyType)
 	case s.Archive.Default != "":

@@ -132,7 +132,7 @@ func (p Policy) bare() Policy {
 }
 
 func (p Policy) grace() time.Duration {
-	if p.Grace == 0 {
+	if p.Grace <= 0 {
 		return DefaultGrace
 	}
 	return p.Grace

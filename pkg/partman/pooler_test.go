@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"path"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -80,15 +81,20 @@ func TestTransactionPoolerIsRefused(t *testing.T) {
 	})
 }
 
-// thief takes the session that a pooler would hand out next, once, in the moment before a certain statement is sent.
+// thief takes the session that a pooler would hand out next, once, in the moment before a certain statement is sent, when the
+// lock has been asked for.
 type thief struct {
 	before string
 	steal  func()
 	once   sync.Once
+	locked atomic.Bool
 }
 
 func (t *thief) TraceQueryStart(ctx context.Context, _ *pgx.Conn, q pgx.TraceQueryStartData) context.Context {
-	if q.SQL == t.before || len(t.before) > len("begin") && contains(q.SQL, t.before) {
+	if contains(q.SQL, "pg_try_advisory_lock") {
+		t.locked.Store(true)
+	}
+	if q.SQL == t.before && t.locked.Load() || len(t.before) > len("begin") && contains(q.SQL, t.before) {
 		t.once.Do(t.steal)
 	}
 	return ctx

@@ -49,7 +49,7 @@ alter table %[1]s
 // Install creates the table of policies, partition_policy, in schema, or brings an older one up to date. It is idempotent
 // and safe to call from several programs at once.
 func Install(ctx context.Context, db DB, schema string) error {
-	err := pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err := bounded(ctx, db, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", int64(installLock)); err != nil {
 			return err
 		}
@@ -97,22 +97,26 @@ func Register(ctx context.Context, db DB, schema string, p Policy) (previous *Po
 		return nil, err
 	}
 	p.Grace = p.Grace.Round(time.Microsecond)
-	err = pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+	err = bounded(ctx, db, func(tx pgx.Tx) error {
 		// One after the other, so that of two programs that start at once only one finds the table new.
 		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", int64(installLock)); err != nil {
 			return err
 		}
-		list, err := readPolicies(ctx, tx, schema, "where (table_schema, table_name) = ($1, $2)", p.Schema, p.Table)
+		list, _, err := readPolicies(ctx, tx, schema, "where (table_schema, table_name) = ($1, $2)", p.Schema, p.Table)
 		if err != nil {
 			return err
 		}
-		if len(list) == 0 {
+		if len(list) == 0 { // or no policy that could be in force
 			return writePolicy(ctx, tx, schema, p, nil)
 		}
 		inForce := list[0]
 		r, err := readRecord(ctx, tx, schema, p, true)
 		if err != nil {
 			return err
+		}
+		if r.Pending != nil && inForce.Equal(p) {
+			previous = &inForce
+			return writePolicy(ctx, tx, schema, p, nil)
 		}
 		registered := inForce.with(r.Pending)
 		if previous = &registered; registered.Equal(p) {
@@ -149,16 +153,53 @@ func writePolicy(ctx context.Context, tx pgx.Tx, schema string, p Policy, pendin
 
 const policiesSQL = `
 select table_schema, table_name, key_column, step, premake, retention, expired, archive_table,
-       (extract(epoch from grace) * 1000000)::bigint, indexes, storage
+       (extract(epoch from grace) * 1000000)::bigint, indexes::text, storage::text
   from %s %s order by table_schema, table_name`
 
-// Policies lists the policies in schema, ordered by schema and table. One that does not validate is an error.
+// Policies lists the policies in schema, ordered by schema and table. A row that is none, since somebody has written it by
+// hand, is not among them: [Manager.Check] and each round tell of it.
 func Policies(ctx context.Context, db DB, schema string) ([]Policy, error) {
-	list, err := readPolicies(ctx, db, schema, "")
+	list, _, err := allPolicies(ctx, db, schema)
+	return list, err
+}
+
+func allPolicies(ctx context.Context, db DB, schema string) (list []Policy, bad []*PolicyError, err error) {
+	err = bounded(ctx, db, func(tx pgx.Tx) error {
+		list, bad, err = readPolicies(ctx, tx, schema, "")
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("read policies of schema %q: %w", schema, err)
+		return nil, nil, fmt.Errorf("read policies of schema %q: %w", schema, err)
 	}
-	return list, nil
+	return list, bad, nil
+}
+
+// PolicyError says that a row of partition_policy is no policy. Nothing is done to its table.
+type PolicyError struct {
+	Schema, Table string
+	Err           error
+}
+
+func (e *PolicyError) Error() string {
+	return fmt.Sprintf("the row of table %q in partition_policy is no policy, and nothing is done to the table: %s; set it right with plenumctl partitions register --table %s",
+		e.Schema+"."+e.Table, oneLine(e.Err), ShellName(e.Schema, e.Table))
+}
+
+func (e *PolicyError) Unwrap() error { return e.Err }
+
+func (e *PolicyError) policy() Policy { return Policy{Schema: e.Schema, Table: e.Table} }
+
+// policyWait bounds each wait for partition_policy, which somebody may have locked.
+const policyWait = "set local lock_timeout = '1s'"
+
+// bounded runs do in a transaction that waits for no lock longer than policyWait says.
+func bounded(ctx context.Context, db DB, do func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, db, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, policyWait); err != nil {
+			return err
+		}
+		return do(tx)
+	})
 }
 
 // Registered lists the policies as they were registered last: where a [Retention] waits for confirmation, with that one.
@@ -177,27 +218,51 @@ func Registered(ctx context.Context, db DB, schema string) ([]Policy, error) {
 	return list, nil
 }
 
-func readPolicies(ctx context.Context, db DB, schema, where string, args ...any) ([]Policy, error) {
+// readPolicies returns the rows that are policies, and those that are none.
+func readPolicies(ctx context.Context, db DB, schema, where string, args ...any) (list []Policy, bad []*PolicyError, err error) {
 	rows, err := db.Query(ctx, fmt.Sprintf(policiesSQL, ident(schema, "partition_policy"), where), args...)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return pgx.CollectRows(rows, scanPolicy)
-}
-
-func scanPolicy(row pgx.CollectableRow) (Policy, error) {
 	var p Policy
 	var grace int64
-	err := row.Scan(&p.Schema, &p.Table, &p.Key, &p.Step, &p.Premake, &p.Retention, &p.Expired, &p.ArchiveTable,
-		&grace, &p.Indexes, &p.Storage)
-	if err != nil {
-		return p, err
-	}
-	p.Grace = time.Duration(grace) * time.Microsecond
-	return p, nil
+	var indexes, storage string
+	into := []any{&p.Schema, &p.Table, &p.Key, &p.Step, &p.Premake, &p.Retention, &p.Expired, &p.ArchiveTable, &grace, &indexes, &storage}
+	_, err = pgx.ForEachRow(rows, into, func() error {
+		p.Grace, p.Indexes, p.Storage = time.Duration(grace)*time.Microsecond, nil, nil
+		fault := errors.Join(decode("indexes", indexes, &p.Indexes), decode("storage", storage, &p.Storage))
+		if fault == nil {
+			fault = p.Validate()
+		}
+		if fault != nil {
+			bad = append(bad, &PolicyError{p.Schema, p.Table, fault})
+		} else {
+			list = append(list, p)
+		}
+		return nil
+	})
+	return list, bad, err
 }
 
-const recordSQL = `select last_run, pending, held from %s where (table_schema, table_name) = ($1, $2)`
+// columnError says that a column of partition_policy has what no release writes.
+type columnError struct {
+	column string
+	err    error
+}
+
+func (e *columnError) Error() string { return fmt.Sprintf("column %s: %v", e.column, e.err) }
+
+func (e *columnError) Unwrap() error { return e.err }
+
+// decode reads a column, of which a person may have made anything.
+func decode(column, text string, into any) error {
+	if err := json.Unmarshal([]byte(text), into); err != nil {
+		return &columnError{column, err}
+	}
+	return nil
+}
+
+const recordSQL = `select last_run, coalesce(pending::text, 'null'), held::text from %s where (table_schema, table_name) = ($1, $2)`
 
 // readRecord reads what is remembered of a table, nothing where it has no policy. forUpdate makes whoever writes it wait
 // for the end of the transaction.
@@ -212,7 +277,13 @@ func readRecord(ctx context.Context, db DB, schema string, p Policy, forUpdate b
 		return r, err
 	}
 	var last *time.Time
-	_, err = pgx.ForEachRow(rows, []any{&last, &r.Pending, &r.Held}, func() error { return nil })
+	var pending, held string
+	_, err = pgx.ForEachRow(rows, []any{&last, &pending, &held}, func() error {
+		return errors.Join(decode("pending", pending, &r.Pending), decode("held", held, &r.Held))
+	})
+	if sqlState(err) == undefinedColumn {
+		err = fmt.Errorf("partition_policy is of an earlier release, run plenumctl migrate up: %w", err)
+	}
 	if err != nil {
 		return r, fmt.Errorf("read the record of table %q: %w", p.String(), err)
 	}

@@ -46,7 +46,7 @@ func (m *Manager) recountRows(ctx context.Context, conn *pgxpool.Conn, a Action)
 		return fmt.Errorf("count the rows of %q in the archive: %w", a.Partition, err)
 	}
 	var wrong *RowCount
-	err := pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	err := bounded(ctx, conn, func(tx pgx.Tx) error {
 		for _, table := range []string{a.Table, a.archive} {
 			r, err := readRecord(ctx, tx, m.cfg.Schema, Policy{Schema: a.Schema, Table: table}, true)
 			if err != nil {

@@ -53,6 +53,9 @@ func (m *Manager) Status() []TableStatus {
 		for _, loop := range slices.Sorted(maps.Keys(t.rounds)) {
 			st.Findings = append(st.Findings, t.rounds[loop])
 		}
+		if f, blind := m.blind(t); blind && !slices.ContainsFunc(st.Findings, func(g Finding) bool { return g.Code == NoCurrent }) {
+			st.Findings = append(st.Findings, f)
+		}
 		st.Faults = maps.Clone(st.Faults)
 		list = append(list, st)
 	}
@@ -90,11 +93,42 @@ func (m *Manager) observeFault(p Policy, loop Loop, err, unacted error) {
 		t.last.Faults[loop] = err.Error()
 	}
 	if unacted != nil {
+		if until := t.last.CoveredUntil; !until.IsZero() {
+			m.metrics.runway.WithLabelValues(m.label(p)).Set(max(0, until.Sub(m.now())).Seconds())
+		}
 		t.rounds[loop] = Finding{
 			Code: Failed, Schema: p.Schema, Table: p.Table,
 			Detail: string(loop) + " round failed: " + oneLine(unacted),
 		}
 	}
+}
+
+// observeNone keeps, for every table, why a round came to none of them.
+func (m *Manager) observeNone(loop Loop, err error) {
+	m.mu.Lock()
+	var all []Policy
+	for _, t := range m.seen {
+		all = append(all, Policy{Schema: t.last.Schema, Table: t.last.Table})
+	}
+	m.mu.Unlock()
+	for _, p := range all {
+		m.observeFault(p, loop, err, err)
+	}
+}
+
+// now is the database's time as this host's clock has it, for what the database cannot be asked.
+func (m *Manager) now() time.Time { return m.cfg.Now(m.cfg.Host()).UTC() }
+
+// blind is the finding of a table that cannot be looked at any more and whose last known partition has ended.
+func (m *Manager) blind(t *seen) (f Finding, found bool) {
+	until := t.last.CoveredUntil
+	if len(t.rounds) == 0 || until.IsZero() || m.now().Before(until) {
+		return f, false
+	}
+	return Finding{
+		Code: NoCurrent, Schema: t.last.Schema, Table: t.last.Table, Broken: true,
+		Detail: "no partition takes a row, as far as is known: the last look was at " + t.last.At.Format(time.RFC3339),
+	}, true
 }
 
 // observeAction keeps why an action was refused or failed, or forgets it where it was done. news says that this was not known.
@@ -205,12 +239,13 @@ func merge(found, reasons []Finding) []Finding {
 	return found
 }
 
-// forget drops memory and metrics of tables that have no policy any more.
-func (m *Manager) forget(policies []Policy) {
+// forget drops memory and metrics of tables that have no policy any more, not even a bad one.
+func (m *Manager) forget(policies []Policy, bad []*PolicyError) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for name, t := range m.seen {
-		if slices.ContainsFunc(policies, func(p Policy) bool { return p.String() == name }) {
+		if slices.ContainsFunc(policies, func(p Policy) bool { return p.String() == name }) ||
+			slices.ContainsFunc(bad, func(b *PolicyError) bool { return b.policy().String() == name }) {
 			continue
 		}
 		delete(m.seen, name)

@@ -31,8 +31,10 @@ type Snapshot struct {
 	Indexes []CatalogIndex
 	// Traits are what a new leaf is given besides.
 	Traits Traits
-	// Archive describes the table that Policy.ArchiveTable names; nil where it names none.
-	Archive *Archive
+	// Archive describes the table that Policy.ArchiveTable names; nil where it names none, or one that cannot be used, of which
+	// ArchiveFault says why.
+	Archive      *Archive
+	ArchiveFault string
 	// Detached are partitions of this table that were detached by this package and wait to be dropped.
 	Detached []Detached
 	// Strays are tables named like partitions of this one that are none and carry no mark of ours, of whichever table.

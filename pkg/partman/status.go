@@ -26,11 +26,12 @@ type TableStatus struct {
 	Faults map[Loop]string `json:"faults,omitempty"`
 }
 
-// Check looks at every table now and returns the findings, with the reason of each action that this manager tried in
-// vain and that is still to be done. A table that cannot be inspected is an error; the others' findings come with it.
-func (m *Manager) Check(ctx context.Context) ([]Finding, error) {
+// Check looks at every table now, or at those named, and returns the findings, with the reason of each action that this
+// manager tried in vain and that is still to be done. A table that cannot be looked at is an error; the others' findings
+// come with it.
+func (m *Manager) Check(ctx context.Context, tables ...string) ([]Finding, error) {
 	var found []Finding
-	err := m.each(ctx, func(p Policy, s Snapshot) error {
+	err := m.each(ctx, tables, func(p Policy, s Snapshot) error {
 		found = append(found, merge(Check(p, s, s.Now), m.unfinished(p, s))...)
 		return nil
 	})
@@ -69,10 +70,10 @@ type Listed struct {
 	BlockedBy []Blocker `json:"blocked_by,omitempty"`
 }
 
-// List returns all partitions of all tables, by table: the attached ones by lower bound, the detached ones, those to be created.
-func (m *Manager) List(ctx context.Context) ([]Listed, error) {
+// List returns all partitions of all tables, or of those named, by table: the attached ones by lower bound, the detached ones, those to be created.
+func (m *Manager) List(ctx context.Context, tables ...string) ([]Listed, error) {
 	var list []Listed
-	err := m.each(ctx, func(p Policy, s Snapshot) error {
+	err := m.each(ctx, tables, func(p Policy, s Snapshot) error {
 		start := len(list)
 		boundary, limited := Boundary(p, s.Now)
 		var oids []uint32
@@ -161,15 +162,35 @@ func (m *Manager) sizes(ctx context.Context, oids []uint32, estimates []*int64) 
 	return err
 }
 
-// each inspects every table that has a policy.
-func (m *Manager) each(ctx context.Context, do func(Policy, Snapshot) error) error {
-	policies, err := Policies(ctx, m.cfg.Pool, m.cfg.Schema)
+// each inspects every table that has a policy, or those named. One that fails costs the others nothing.
+func (m *Manager) each(ctx context.Context, tables []string, do func(Policy, Snapshot) error) error {
+	policies, bad, err := allPolicies(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
 		return err
 	}
+	wanted := make(map[string]bool)
+	for _, t := range tables {
+		schema, name, err := ParseName(t, m.cfg.Schema)
+		if err != nil {
+			return err
+		}
+		wanted[Policy{Schema: schema, Table: name}.String()] = true
+	}
 	var faults []error
+	for _, b := range bad {
+		if len(tables) == 0 || wanted[b.policy().String()] {
+			faults = append(faults, b)
+		}
+	}
 	for _, p := range policies {
+		if len(tables) > 0 && !wanted[p.String()] {
+			continue
+		}
 		s, err := m.inspect(ctx, m.cfg.Pool, p)
+		var unfit *unfitError
+		if errors.As(err, &unfit) {
+			err = fmt.Errorf("%w; if it is not to be kept any more: plenumctl partitions unregister --table %s", err, ShellName(p.Schema, p.Table))
+		}
 		if err == nil {
 			err = do(p, s)
 		}
@@ -191,7 +212,16 @@ func (m *Manager) inspect(ctx context.Context, db interface {
 	}
 	s.Skew = s.Now.Sub(m.cfg.Host())
 	s.Now = m.cfg.Now(s.Now)
-	if s.Record, err = readRecord(ctx, db, m.cfg.Schema, p, false); err != nil {
+	err = bounded(ctx, db, func(tx pgx.Tx) error {
+		s.Record, err = readRecord(ctx, tx, m.cfg.Schema, p, false)
+		return err
+	})
+	var column *columnError
+	if errors.As(err, &column) {
+		s.Record = Record{Schema: m.cfg.Schema, Fault: fmt.Sprintf("its row in partition_policy cannot be read, and nothing retires: %s; set that right by hand", oneLine(err))}
+		err = nil
+	}
+	if err != nil {
 		return s, fmt.Errorf("inspect table %q: %w", p.String(), err)
 	}
 	if s.MaxRetireBytes = m.cfg.MaxRetireBytes; s.MaxRetireBytes > 0 {
@@ -218,7 +248,7 @@ func (m *Manager) measure(ctx context.Context, p Policy, s *Snapshot) error {
 
 // policy finds the policy of a table named as ParseName reads it, within Config.Schema.
 func (m *Manager) policy(ctx context.Context, table string) (Policy, error) {
-	policies, err := Policies(ctx, m.cfg.Pool, m.cfg.Schema)
+	policies, bad, err := allPolicies(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
 		return Policy{}, err
 	}
@@ -229,6 +259,11 @@ func (m *Manager) policy(ctx context.Context, table string) (Policy, error) {
 	for _, p := range policies {
 		if p.Schema == schema && p.Table == name {
 			return p, nil
+		}
+	}
+	for _, b := range bad {
+		if b.Schema == schema && b.Table == name {
+			return Policy{}, b
 		}
 	}
 	return Policy{}, fmt.Errorf("table %q: %w", table, ErrUnknownTable)
