@@ -70,3 +70,16 @@ func TestListNamesTheBlocker(t *testing.T) {
 	expect(0, "done", "partitions", "apply")
 	expect(0, "nothing found", "partitions", "check")
 }
+
+// TestTableOfOthers: that a registered table of somebody else has no partition for now is a warning of ingest, which does its work.
+func TestTableOfOthers(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	expect := s.expect()
+	s.exec("create schema shop authorization plenum_owner; create table shop.visits (at timestamptz not null) partition by range (at); alter table shop.visits owner to plenum_owner")
+	expect(0, "version", "migrate", "up")
+	expect(0, "is registered", "partitions", "register", "--table", "shop.visits", "--key", "at")
+	s.exec("alter schema shop owner to postgres")
+	ingest := s.ingest().awaitReady()
+	devtest.Eventually(t, func() error { return ingest.ready(200, "shop.visits: no partition takes a row") })
+}

@@ -290,3 +290,30 @@ func TestToolRun(t *testing.T) {
 		t.Errorf("no readiness says a word of the DEFAULT partition:\n%s", ready)
 	}
 }
+
+// TestToolBesideATableThatIsGone: a registered table that was dropped keeps no command from doing what it can for the others,
+// and the error says how to end it.
+func TestToolBesideATableThatIsGone(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	s.exec(`create schema "it's mine" authorization plenum_owner; create table "it's mine".visits (at timestamptz not null) partition by range (at);
+		alter table "it's mine".visits owner to plenum_owner`)
+	expect := s.expect()
+	expect(0, "version", "migrate", "up")
+	expect(0, `--table 'it'\''s mine.visits'`, "partitions", "register", "--table", "it's mine.visits", "--key", "at")
+	s.exec(`drop table "it's mine".visits`)
+	day, partition := s.oldDay(9)
+	expect(0, "held  "+partition, "partitions", "hold", day)
+	expect(0, "released", "partitions", "release", day)
+	if code, out, _ := s.ctl("partitions", "apply"); code != 1 || !strings.Contains(out, "telemetry") || !strings.Contains(out, "create") {
+		t.Errorf("partitions apply exits %d:\n%s", code, out)
+	}
+	for _, command := range []string{"list", "check", "plan"} {
+		if code, _, errs := s.ctl("partitions", command); code != 1 || !strings.Contains(errs, `plenumctl partitions unregister --table 'it'\''s mine.visits'`) {
+			t.Errorf("partitions %s exits %d: %s", command, code, errs)
+		}
+	}
+	expect(0, "telemetry_p", "partitions", "list", "--table", "telemetry")
+	expect(0, "kept no longer", "partitions", "unregister", "--table", "it's mine.visits")
+	expect(0, "telemetry_p", "partitions", "list")
+}

@@ -187,10 +187,6 @@ func (m *Manager) each(ctx context.Context, tables []string, do func(Policy, Sna
 			continue
 		}
 		s, err := m.inspect(ctx, m.cfg.Pool, p)
-		var unfit *unfitError
-		if errors.As(err, &unfit) {
-			err = fmt.Errorf("%w; if it is not to be kept any more: plenumctl partitions unregister --table %s", err, ShellName(p.Schema, p.Table))
-		}
 		if err == nil {
 			err = do(p, s)
 		}
@@ -207,6 +203,10 @@ func (m *Manager) inspect(ctx context.Context, db interface {
 }, p Policy,
 ) (Snapshot, error) {
 	s, err := Inspect(ctx, db, p)
+	var unfit *unfitError
+	if errors.As(err, &unfit) {
+		err = fmt.Errorf("%w; if it is not to be kept any more: plenumctl partitions unregister --table %s", err, ShellName(p.Schema, p.Table))
+	}
 	if err != nil {
 		return s, err
 	}
