@@ -50,18 +50,24 @@ func TestRowsWrittenByHand(t *testing.T) {
 	}
 }
 
+// makesAndKeeps expects that days are made, and that the old one stays.
+func (h *house) makesAndKeeps() {
+	h.t.Helper()
+	if got := kinds(h.once(partman.CreateLoop)); got != created(10) {
+		h.t.Errorf("the create round did %s", got)
+	}
+	if got := kinds(h.once(partman.RetireLoop)); got != "[]" {
+		h.t.Errorf("the retire round did %s", got)
+	}
+}
+
 // TestRecordWrittenByHand: where holds cannot be read nothing leaves, and days are made.
 func TestRecordWrittenByHand(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t, nil, live(), archive())
 	h.oldDay(8, 10)
 	h.exec("update partition_policy set held = '{}' where table_name = 'telemetry'")
-	if got := kinds(h.once(partman.CreateLoop)); got != created(10) {
-		t.Errorf("the create round did %s", got)
-	}
-	if got := kinds(h.once(partman.RetireLoop)); got != "[]" {
-		t.Errorf("the retire round did %s", got)
-	}
+	h.makesAndKeeps()
 	if found := h.find(partman.ClockDoubt); len(found) != 1 || !contains(found[0].Detail, "column held") {
 		t.Errorf("found %v", found)
 	}
@@ -73,12 +79,7 @@ func TestNoArchive(t *testing.T) {
 	h := newHouse(t, nil, live())
 	h.oldDay(8, 10)
 	h.exec("drop table telemetry_archive cascade")
-	if got := kinds(h.once(partman.CreateLoop)); got != created(10) {
-		t.Errorf("the create round did %s", got)
-	}
-	if got := kinds(h.once(partman.RetireLoop)); got != "[]" {
-		t.Errorf("the retire round did %s", got)
-	}
+	h.makesAndKeeps()
 	if found := h.find(partman.ArchiveNotReady); len(found) != 1 || !contains(found[0].Detail, `"public.telemetry_archive" is not there`) {
 		t.Errorf("found %v", found)
 	}

@@ -243,29 +243,6 @@ func retireCases(t *testing.T) []golden {
 	}
 }
 
-// stayCases are of days that are due and stay, or wait.
-func stayCases() []golden {
-	held := snapshot(days("2026-11-13", 12)...)
-	held.Record.Held = []partman.Hold{{From: day("2026-11-13"), To: day("2026-11-14"), By: "anna", Reason: "case 17", Since: day("2026-11-12")}}
-	counting := snapshot(days("2026-11-15", 10)...)
-	counting.Record.Held = []partman.Hold{{From: day("2026-11-14"), To: day("2026-11-15"), By: "partman", Since: day("2026-11-22"), Rows: &partman.RowCount{
-		Table: "telemetry", Archive: "telemetry_archive", Schema: "public", Partition: "telemetry_p20261114", Before: 7,
-	}}}
-	clock := snapshot(days("2026-11-13", 12)...)
-	clock.Record.LastRun = at("2026-11-19T09:00:00Z")
-	unconfirmed := snapshot(days("2026-11-14", 11)...)
-	unconfirmed.Record = partman.Record{Schema: "plenum", Pending: &partman.Retention{Step: partman.Day, Retention: 2, Expired: partman.ExpiredDrop}}
-	large := snapshot(days("2026-11-13", 12)...)
-	large.MaxRetireBytes, large.Partitions[0].Bytes = 1000, 1001
-	return []golden{
-		{"held", live(), at("2026-11-22T10:00:00Z"), held},
-		{"counting", live(), at("2026-11-22T10:00:00Z"), counting},
-		{"clock", live(), at("2026-11-22T10:00:00Z"), clock},
-		{"unconfirmed", live(), at("2026-11-22T10:00:00Z"), unconfirmed},
-		{"large", live(), at("2026-11-22T10:00:00Z"), large},
-	}
-}
-
 func healthCases() []golden {
 	change := func(do func(s *partman.Snapshot, today *partman.Partition)) partman.Snapshot {
 		s := snapshot(days("2026-11-15", 10)...)

@@ -56,7 +56,7 @@ func (m *Manager) measureWaiting(p Policy, t *seen) {
 			oldest[w.action.Kind] = max(oldest[w.action.Kind], b.QueryAge, time.Nanosecond)
 		}
 	}
-	for _, k := range []Kind{Create, Move, Detach, Drop, Reindex, Storage, Analyze} {
+	for _, k := range Kinds {
 		m.metrics.waiting.WithLabelValues(m.label(p), string(k)).Set(oldest[k].Seconds())
 	}
 }
