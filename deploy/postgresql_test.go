@@ -5,9 +5,11 @@ import (
 	"errors"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -136,7 +138,7 @@ func TestRoles(t *testing.T) {
 
 	owner := connect(t, role(t, public, "plenum_owner", "o'1"))
 	ingest := connect(t, role(t, public, "plenum_ingest", "i1"))
-	sync := connect(t, role(t, public, "plenum_sync", "s2"))
+	syncing := connect(t, role(t, public, "plenum_sync", "s2"))
 	for _, test := range []struct {
 		conn      *pgx.Conn
 		statement string
@@ -153,15 +155,15 @@ func TestRoles(t *testing.T) {
 		{ingest, "truncate telemetry", false},
 		{ingest, "update telemetry_batch set processed_at = now() where false", false},
 		{ingest, "create table extra ()", false},
-		{sync, "update telemetry set processed = true where false", true},
-		{sync, "update telemetry_batch set processed_at = now() where false", true},
-		{sync, "delete from feed_consumer where false", true},
-		{sync, "update telemetry set payload = '{}' where false", false},
-		{sync, "update telemetry_batch set row_count = 1 where false", false},
-		{sync, "insert into telemetry select * from telemetry where false", false},
-		{sync, "delete from telemetry where false", false},
-		{sync, "delete from telemetry_batch where false", false},
-		{sync, "create table extra ()", false},
+		{syncing, "update telemetry set processed = true where false", true},
+		{syncing, "update telemetry_batch set processed_at = now() where false", true},
+		{syncing, "delete from feed_consumer where false", true},
+		{syncing, "update telemetry set payload = '{}' where false", false},
+		{syncing, "update telemetry_batch set row_count = 1 where false", false},
+		{syncing, "insert into telemetry select * from telemetry where false", false},
+		{syncing, "delete from telemetry where false", false},
+		{syncing, "delete from telemetry_batch where false", false},
+		{syncing, "create table extra ()", false},
 	} {
 		_, err := test.conn.Exec(t.Context(), test.statement)
 		var refused *pgconn.PgError
@@ -172,16 +174,34 @@ func TestRoles(t *testing.T) {
 			t.Errorf("%s: %s: %v", test.conn.Config().User, test.statement, err)
 		}
 	}
-	seesQueries(t, owner, ingest, sync)
+	seesQueries(t, owner, ingest, syncing)
+	rolesAtOnce(t, public, other)
+}
+
+// rolesAtOnce sets passwords from two databases of a server at once: PostgreSQL refuses the later of two concurrent
+// changes of a role.
+func rolesAtOnce(t *testing.T, databases ...string) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			cmd := exec.Command("psql", "--no-psqlrc", "--quiet", "-d", databases[i%len(databases)], "-f", "postgresql/roles.sql",
+				"-v", "owner_password=o2", "-v", "ingest_password=i2", "-v", "sync_password=s2")
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("psql: %v\n%s", err, out)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 const pgInsufficientPrivilege = "42501"
 
 // seesQueries checks who is shown what another role's session is doing.
-func seesQueries(t *testing.T, owner, ingest, sync *pgx.Conn) {
+func seesQueries(t *testing.T, owner, ingest, syncing *pgx.Conn) {
 	t.Helper()
 	const q = "select query from pg_stat_activity where pid = $1"
-	for conn, want := range map[*pgx.Conn]bool{owner: true, sync: false} {
+	for conn, want := range map[*pgx.Conn]bool{owner: true, syncing: false} {
 		var query string
 		if err := conn.QueryRow(t.Context(), q, ingest.PgConn().PID()).Scan(&query); err != nil {
 			t.Fatal(err)

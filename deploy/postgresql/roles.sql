@@ -45,7 +45,8 @@ set local client_min_messages = warning;
 -- plenum_owner owns every object: it migrates, and creates, moves and drops partitions.
 -- plenum_ingest inserts readings, ledger lines and quarantine, and looks for duplicates. It updates and deletes no row.
 -- plenum_sync reads, updates of `telemetry` the one column `processed`, keeps the ledger and the feed's consumers.
--- Roles belong to the whole server, so a run for another database may be making them at this moment.
+-- Roles belong to the whole server, so a run for another database may be making or changing them at this moment. The
+-- first comment's lock on its role, held until commit, lets one at a time go on.
 do $$
 declare
     role text;
@@ -61,6 +62,9 @@ begin
     end loop;
 end
 $$;
+comment on role plenum_owner is 'Plenum: owns its tables and partitions';
+comment on role plenum_ingest is 'Plenum: ingest writes';
+comment on role plenum_sync is 'Plenum: syncjob marks, consumers read';
 
 \if :{?owner_password}
   alter role plenum_owner password :'owner_password';

@@ -179,14 +179,9 @@ func TestCheckOwner(t *testing.T) {
 	wantSetup(h, store.CheckOwner(h.ctx, h.as("plenum_owner"), "public"), "does not own table telemetry", "postgres")
 }
 
-// roles belong to the whole server: `alter role` fails where two do it at once.
-var roles sync.Mutex
-
 // roles runs deploy's script as an operator does.
 func (h *house) roles() {
 	h.Helper()
-	roles.Lock()
-	defer roles.Unlock()
 	out, err := exec.CommandContext(h.ctx, "psql", "-X", "-q", "-d", h.url, "-f", "../../deploy/postgresql/roles.sql",
 		"-v", "owner_password=secret", "-v", "ingest_password=secret", "-v", "sync_password=secret").CombinedOutput()
 	if err != nil {
