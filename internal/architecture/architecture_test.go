@@ -16,18 +16,21 @@ import (
 
 // allowed is the import rule: what a package may import of the project. A package that is not here may not exist.
 var allowed = map[string][]string{
-	"plenum/pkg/telemetry": {}, // the format: any program may decode it
-	"plenum/pkg/partman":   {}, // a library on its own
-	"plenum/pkg/mqtt":      {"plenum/pkg/telemetry"},
-	"plenum/pkg/ingest":    {"plenum/pkg/telemetry"}, // the broker and the database reach it as functions
-	"plenum/pkg/store":     {"plenum/pkg/telemetry"},
-	"plenum/pkg/syncjob":   {"plenum/pkg/store"},
-	"plenum/pkg/feed":      {"plenum/pkg/telemetry", "plenum/pkg/store"},
-	"plenum/pkg/httpapi":   {"plenum/pkg/store", "plenum/pkg/feed", "plenum/pkg/partman"},
+	"plenum/pkg/telemetry":    {}, // the format: any program may decode it
+	"plenum/pkg/partman":      {}, // a library on its own
+	"plenum/pkg/mqtt":         {"plenum/pkg/telemetry"},
+	"plenum/pkg/ingest":       {"plenum/pkg/telemetry"}, // the broker and the database reach it as functions
+	"plenum/pkg/store":        {"plenum/pkg/telemetry"},
+	"plenum/pkg/syncjob":      {"plenum/pkg/store"},
+	"plenum/pkg/feed":         {"plenum/pkg/telemetry", "plenum/pkg/store"},
+	"plenum/pkg/feed/kafka":   {"plenum/pkg/store", "plenum/pkg/feed"}, // a target each: a reader of the feed does not bring their clients
+	"plenum/pkg/feed/webhook": {"plenum/pkg/store", "plenum/pkg/feed"},
+	"plenum/pkg/queryplan":    {}, // plans of any table
+	"plenum/pkg/httpapi":      {"plenum/pkg/store", "plenum/pkg/feed", "plenum/pkg/partman"},
 
 	"plenum/internal/program": { // the wiring
 		"plenum/pkg/telemetry", "plenum/pkg/mqtt", "plenum/pkg/ingest", "plenum/pkg/store", "plenum/pkg/partman",
-		"plenum/pkg/syncjob", "plenum/pkg/feed", "plenum/pkg/httpapi",
+		"plenum/pkg/syncjob", "plenum/pkg/feed", "plenum/pkg/feed/kafka", "plenum/pkg/feed/webhook", "plenum/pkg/queryplan", "plenum/pkg/httpapi",
 	},
 	"plenum/internal/devenv":         {"plenum/pkg/telemetry"},
 	"plenum/internal/devenv/devtest": {"plenum/internal/devenv"},
@@ -46,6 +49,7 @@ var allowed = map[string][]string{
 var onlyIn = map[string][]string{
 	"github.com/eclipse/paho.mqtt.golang": {"plenum/pkg/mqtt", "plenum/internal/devenv"},
 	"github.com/go-chi/chi":               {"plenum/pkg/httpapi"},
+	"github.com/twmb/franz-go":            {"plenum/pkg/feed/kafka"},
 	"github.com/pressly/goose":            {"plenum/pkg/store"},
 	"go.yaml.in/yaml":                     {"plenum/internal/program", "plenum/deploy"},
 	"testing":                             {"plenum/internal/devenv/devtest"},

@@ -284,7 +284,7 @@ func TestNewerSchema(t *testing.T) {
 	syncjob.terminate()
 	s.exec(`update schema_compatibility set oldest = 900`)
 	for _, p := range []*process{s.ingest(), s.syncjob()} {
-		if code := p.exitCode(); code != 2 || !strings.Contains(p.text(), "900") || !strings.Contains(p.text(), "knows 2") {
+		if code := p.exitCode(); code != 2 || !strings.Contains(p.text(), "900") || !strings.Contains(p.text(), "knows 3") {
 			t.Errorf("%s exits %d:\n%s", p.name, code, p.text())
 		}
 	}

@@ -31,7 +31,7 @@ func TestToolHolds(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
 	expect := s.expect()
-	expect(0, "version 2, was 0", "migrate", "up")
+	expect(0, "version 3, was 0", "migrate", "up")
 	day, partition := s.oldDay(9)
 	expect(2, "one UTC day as 2026-11-14", "partitions", "hold")
 	expect(2, `"2026-11-14 2026-11-15": one UTC day`, "partitions", "hold", "2026-11-14", "2026-11-15")
@@ -75,7 +75,7 @@ func TestToolAcceptsTheClock(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
 	expect := s.expect()
-	expect(0, "version 2, was 0", "migrate", "up")
+	expect(0, "version 3, was 0", "migrate", "up")
 	expect(0, "done", "partitions", "apply")
 	_, partition := s.oldDay(9)
 	s.exec("update partition_policy set last_run = now() - interval '30 days'")
@@ -162,7 +162,7 @@ func TestToolRegister(t *testing.T) {
 	}
 	expect(0, "  indexes: none, was create unique index", "partitions", "register", "--table", table, "--index", "")
 
-	expect(0, "version 2, was 0", "migrate", "up")
+	expect(0, "version 3, was 0", "migrate", "up")
 	expect(0, "telemetry  ", "partitions", "list")
 	expect(2, "is Plenum's own", "partitions", "register", "--table", "telemetry", "--retention", "3")
 	expect(2, "is Plenum's own", "partitions", "unregister", "--table", "telemetry")

@@ -69,8 +69,8 @@ func TestTool(t *testing.T) {
 
 	expect(3, "run plenumctl migrate up", "migrate", "status")
 	expect(1, "run plenumctl migrate up", "partitions", "list")
-	expect(0, "version 2, was 0", "migrate", "up")
-	expect(0, "version 2, was 2", "migrate", "up")
+	expect(0, "version 3, was 0", "migrate", "up")
+	expect(0, "version 3, was 3", "migrate", "up")
 	expect(0, "up to date", "migrate", "status")
 
 	expect(3, "premake", "partitions", "check")

@@ -88,13 +88,12 @@ func consumerName(r *http.Request) string {
 	return name
 }
 
-// writeRows copies payload as PostgreSQL printed it: numbers keep every digit. A client that has gone has
-// committed nothing, so that an error needs no more than to stop.
+// writeRows writes to a client that, when it has gone, has committed nothing: an error needs no more than to stop.
 func writeRows(w http.ResponseWriter, rows []store.FeedRow) {
 	const chunk = 64 << 10
 	buf := make([]byte, 0, chunk+4096)
 	for i := range rows {
-		buf = appendRow(buf, &rows[i])
+		buf = feed.AppendRow(buf, &rows[i])
 		if len(buf) >= chunk || i == len(rows)-1 {
 			if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 				return
@@ -107,28 +106,10 @@ func writeRows(w http.ResponseWriter, rows []store.FeedRow) {
 	}
 }
 
-func appendRow(buf []byte, r *store.FeedRow) []byte {
-	buf = strconv.AppendInt(append(buf, `{"id":`...), r.ID, 10)
-	buf = appendString(append(buf, `,"device_id":`...), r.DeviceID)
-	buf = appendString(append(buf, `,"kind":`...), r.Kind)
-	buf = append(buf, `,"seq":`...)
-	if r.Seq == nil {
-		buf = append(buf, "null"...)
-	} else {
-		buf = strconv.AppendInt(buf, *r.Seq, 10)
-	}
-	buf = r.RecordedAt.UTC().AppendFormat(append(buf, `,"recorded_at":"`...), time.RFC3339Nano)
-	buf = r.LastModified.UTC().AppendFormat(append(buf, `","last_modified":"`...), time.RFC3339Nano)
-	buf = append(append(buf, `","payload":`...), r.Payload...)
-	return append(buf, "}\n"...)
-}
-
-func appendString(buf []byte, s string) []byte {
-	quoted, err := json.Marshal(s)
-	if err != nil { // no string makes Marshal fail
-		return append(buf, `""`...)
-	}
-	return append(buf, quoted...)
+// consumerAt is the answer to what moves a consumer.
+type consumerAt struct {
+	Name     string `json:"name"`
+	Position int64  `json:"position"`
 }
 
 // commit answers POST /api/v1/feed/{name}/commit with {"position": N}.
@@ -146,8 +127,7 @@ func (h feedHandler) commit(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	answer := append(appendString([]byte(`{"name":`), name), `,"position":`...)
-	_, _ = w.Write(append(strconv.AppendInt(answer, *body.Position, 10), "}\n"...)) // as in writeRows
+	_ = json.NewEncoder(w).Encode(consumerAt{name, *body.Position}) // as in writeRows
 }
 
 // decodeBody reads exactly one JSON value without unknown members.

@@ -16,6 +16,7 @@ begin
         grant insert on telemetry_batch to plenum_sync;
         grant update (processed_at, feed_position, set_aside_at, attempts, detail) on telemetry_batch to plenum_sync;
         grant insert, update, delete on feed_consumer to plenum_sync;
+        grant select, insert, update, delete on feed_dead_letter to plenum_sync;
         grant usage on sequence telemetry_batch_id_seq, telemetry_feed_position_seq to plenum_sync;
     end if;
 end
