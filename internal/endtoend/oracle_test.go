@@ -82,12 +82,7 @@ func (s *system) awaitRows(n int) {
 // storedOnce waits for every reading in the publishers' records, and finds each in one row and nothing else.
 func (s *system) storedOnce(publishers ...*publisher) {
 	s.t.Helper()
-	want := map[string]bool{}
-	for _, p := range publishers {
-		for _, reading := range p.acknowledged() {
-			want[reading] = true
-		}
-	}
+	want := acknowledged(publishers...)
 	s.awaitRows(len(want))
 	s.exactly(want)
 }
