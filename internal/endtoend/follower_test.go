@@ -12,8 +12,6 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"plenum/internal/devenv/devtest"
 )
 
 // follower reads the feed while its syncjob is killed and started again. A read that fails is tried again from the position
