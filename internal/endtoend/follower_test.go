@@ -22,15 +22,31 @@ type follower struct {
 	from atomic.Pointer[process]
 }
 
+func newFollower(name string, from *process) *follower {
+	f := &follower{record: newRecord(), name: name}
+	f.from.Store(from)
+	return f
+}
+
 // follow starts to read until the test ends or done is called, which returns what went wrong.
 func follow(t *testing.T, from *process) (f *follower, done func() error) {
 	t.Helper()
-	f = &follower{record: newRecord(), name: "follower"}
-	f.from.Store(from)
+	f = newFollower("follower", from)
+	return f, f.start(t)
+}
+
+func (f *follower) start(t *testing.T) (done func() error) {
+	t.Helper()
+	return inBackground(t, f.run)
+}
+
+// inBackground runs until the test ends or done is called, which returns what went wrong.
+func inBackground(t *testing.T, run func(context.Context) error) (done func() error) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- f.run(ctx) }()
-	return f, sync.OnceValue(func() error {
+	go func() { ended <- run(ctx) }()
+	return sync.OnceValue(func() error {
 		cancel()
 		return <-ended
 	})
