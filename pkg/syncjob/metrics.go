@@ -7,13 +7,18 @@ import (
 
 type metrics struct {
 	rows, errors, reconciled prometheus.Counter
+	notified, notNotified    prometheus.Counter
 	duration                 prometheus.Histogram
 	pending, setAside, lag   prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) metrics {
 	f := promauto.With(reg)
+	notifications := f.NewCounterVec(prometheus.CounterOpts{
+		Name: "plenum_sync_notifications_total", Help: "NOTIFYs to the feed's readers, each for all commits since the one before.",
+	}, []string{"result"})
 	return metrics{
+		notified: notifications.WithLabelValues("sent"), notNotified: notifications.WithLabelValues("failed"),
 		rows: f.NewCounter(prometheus.CounterOpts{
 			Name: "plenum_sync_rows_processed_total", Help: "Rows marked processed by this process.",
 		}),
