@@ -68,7 +68,7 @@ type Feed struct {
 // Who waits looks for rows itself, unless a Listener runs beside.
 func New(pool, read *pgxpool.Pool) *Feed {
 	f := &Feed{pool: pool, read: read, waker: waker{awake: make(chan struct{}), listening: time.Second, alone: 50 * time.Millisecond}}
-	f.looks.ask = f.look
+	f.looks.ask, f.looks.turn = f.look, make(chan struct{}, 1)
 	return f
 }
 

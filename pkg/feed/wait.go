@@ -127,14 +127,14 @@ type seen struct {
 	positions map[string]int64 // of every consumer
 }
 
-// looks shares a look among the readers that wait: a thousand of them ask the database once. Each gets one that began after the
-// time it says.
+// looks shares a look among the readers that wait: a thousand of them ask the database once. Each gets one that began at the
+// time it says or later.
 type looks struct {
 	ask  func(context.Context) (seen, error)
 	mu   sync.Mutex
-	turn sync.Mutex // one look at a time
-	next *flight    // not begun yet
-	done seen       // the latest
+	turn chan struct{} // full while one looks
+	next *flight       // not begun yet
+	done seen          // the latest
 }
 
 type flight struct {
@@ -147,7 +147,7 @@ const lookTimeout = 5 * time.Second
 
 func (l *looks) get(ctx context.Context, since time.Time) (seen, error) {
 	l.mu.Lock()
-	if !l.done.began.IsZero() && l.done.began.After(since) {
+	if !l.done.began.IsZero() && !l.done.began.Before(since) {
 		defer l.mu.Unlock()
 		return l.done, nil
 	}
@@ -169,8 +169,8 @@ func (l *looks) get(ctx context.Context, since time.Time) (seen, error) {
 }
 
 func (l *looks) fly(ctx context.Context, fl *flight) {
-	l.turn.Lock()
-	defer l.turn.Unlock()
+	l.turn <- struct{}{}
+	defer func() { <-l.turn }()
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	defer close(fl.ready)
