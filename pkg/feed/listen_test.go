@@ -203,7 +203,7 @@ func TestAWaitingReaderFollowsASeek(t *testing.T) {
 	waiting := make(chan struct{})
 	go func() {
 		close(waiting)
-		_, err := d.feed.Read(t.Context(), feed.Request{Name: "a", Limit: 1, Wait: feed.MaxWait})
+		_, err := d.feed.Read(t.Context(), feed.Request{Name: "a", From: "latest", Limit: 1, Wait: feed.MaxWait})
 		ended <- err
 	}()
 	<-waiting

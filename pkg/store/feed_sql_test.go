@@ -255,17 +255,17 @@ func TestFeedBySQLPlans(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
 	for n := -2; n <= 0; n++ {
-		for range 4 {
-			h.insertDay(h.day(n), 2000)
+		for range 20 {
+			h.insertDay(h.day(n), 200)
 		}
 	}
 	h.markAll(store.NewMarker(h.pool))
 	h.archive(h.day(-2))
 	h.exec("analyze")
 	p := h.withPlans(map[string]string{"auto_explain.log_nested_statements": "on"})
-	for day, after := range map[int]int64{-2: 0, -1: 4, 0: 8} {
+	for day, after := range map[int]int64{-2: 0, -1: 20, 0: 40} {
 		p.take()
-		if _, err := p.Exec(h.ctx, "select count(*) from telemetry_feed($1, 8000)", after); err != nil {
+		if _, err := p.Exec(h.ctx, "select count(*) from telemetry_feed($1, 4000)", after); err != nil {
 			t.Fatal(err)
 		}
 		var reads []string
@@ -285,4 +285,3 @@ func TestFeedBySQLPlans(t *testing.T) {
 		}
 	}
 }
-

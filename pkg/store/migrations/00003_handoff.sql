@@ -39,6 +39,9 @@ create function telemetry_feed(after bigint, max_rows integer)
     returns table ("position" bigint, id bigint, device_id text, kind text, seq bigint, recorded_at timestamptz, last_modified timestamptz, payload jsonb)
     language plpgsql volatile security definer
     set plan_cache_mode = force_custom_plan
+    set enable_seqscan = off                -- the planner takes a range between columns for a ninth of the table
+    set max_parallel_workers_per_gather = 0
+    set work_mem = '32MB'                   -- a page of usual rows is sorted in memory
 as $function$
 #variable_conflict use_column
 declare
