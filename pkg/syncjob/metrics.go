@@ -14,11 +14,13 @@ type metrics struct {
 
 func newMetrics(reg prometheus.Registerer) metrics {
 	f := promauto.With(reg)
-	notifications := f.NewCounterVec(prometheus.CounterOpts{
-		Name: "plenum_sync_notifications_total", Help: "NOTIFYs to the feed's readers, each for all commits since the one before.",
-	}, []string{"result"})
 	return metrics{
-		notified: notifications.WithLabelValues("sent"), notNotified: notifications.WithLabelValues("failed"),
+		notified: f.NewCounter(prometheus.CounterOpts{
+			Name: "plenum_sync_notifications_total", Help: "NOTIFYs to the feed's readers, each for all commits since the one before.",
+		}),
+		notNotified: f.NewCounter(prometheus.CounterOpts{
+			Name: "plenum_sync_notify_errors_total", Help: "NOTIFYs that could not be sent; readers look by themselves.",
+		}),
 		rows: f.NewCounter(prometheus.CounterOpts{
 			Name: "plenum_sync_rows_processed_total", Help: "Rows marked processed by this process.",
 		}),
