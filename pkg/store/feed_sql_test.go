@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 
@@ -284,4 +285,41 @@ func TestFeedBySQLPlans(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The transaction that docs/operations.md shows, as it stands there, by a role that has plenum_feed's rights: each row is used
+// once, also where a transaction was rolled back.
+func TestTheDocumentedTransaction(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "#### From inside the database")
+	_, rest, found := strings.Cut(section, "\n    begin;\n")
+	example, _, ended := strings.Cut(rest, "\n    commit;\n")
+	if !found || !ended {
+		t.Fatal("docs/operations.md shows no transaction")
+	}
+	h := newHouse(t)
+	h.write(h.writer(), readings("a", 1, 20)...)
+	h.markAll(store.NewMarker(h.pool))
+	h.exec("update telemetry set kind = 'fault' where seq <= 7")
+	conn := h.caller("public")
+	run := func(sql string) {
+		t.Helper()
+		if _, err := conn.Exec(h.ctx, sql); err != nil {
+			t.Fatalf("%s: %v", sql, err)
+		}
+	}
+	run(`create schema reports; create table reports.cursor (only_row boolean primary key, position bigint);
+		create table reports.daily (device_id text, day date, faults bigint, primary key (device_id, day))`)
+	run("begin;" + example + "rollback")
+	run("begin;" + example + "commit")
+	run("begin;" + example + "commit") // nothing new
+	want(h, "faults", value[int](h, "select sum(faults) from reports.daily"), 7)
+	h.write(h.writer(), readings("b", 1, 5)...)
+	h.markAll(store.NewMarker(h.pool))
+	run("begin;" + example + "commit")
+	want(h, "position of cursor and consumer", value[string](h, "select format('%s %s', c.position, r.position) from feed_consumer c, reports.cursor r where name = 'reports'"), "2 2")
 }
