@@ -139,6 +139,10 @@ func TestRoles(t *testing.T) {
 	owner := connect(t, role(t, public, "plenum_owner", "o'1"))
 	ingest := connect(t, role(t, public, "plenum_ingest", "i1"))
 	syncing := connect(t, role(t, public, "plenum_sync", "s2"))
+	if _, err := connect(t, public).Exec(t.Context(), "create role erp login password 'e1' in role plenum_feed"); err != nil {
+		t.Fatal(err)
+	}
+	erp := connect(t, role(t, public, "erp", "e1"))
 	for _, test := range []struct {
 		conn      *pgx.Conn
 		statement string
@@ -164,6 +168,14 @@ func TestRoles(t *testing.T) {
 		{syncing, "delete from telemetry where false", false},
 		{syncing, "delete from telemetry_batch where false", false},
 		{syncing, "create table extra ()", false},
+		{syncing, "select telemetry_feed(0, 1)", false},
+		{ingest, "select telemetry_feed_commit('a', 0)", false},
+		{erp, "select telemetry_feed(0, 1)", true},
+		{erp, "select telemetry_feed_commit('a', 0)", true},
+		{erp, "select from telemetry_batch where false", false},
+		{erp, "select from telemetry_all where false", false},
+		{erp, "update feed_consumer set position = 0 where false", false},
+		{erp, "create table extra ()", false},
 	} {
 		_, err := test.conn.Exec(t.Context(), test.statement)
 		var refused *pgconn.PgError

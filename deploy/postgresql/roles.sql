@@ -1,11 +1,11 @@
--- The three login roles of Plenum, and their rights on the database and the schema. Can be run again at any time;
+-- The three login roles of Plenum, the role of consumers inside the database, and their rights on the database and the schema. Can be run again at any time;
 -- it takes away nothing. It needs psql, and a superuser or (PostgreSQL 15: any, later: one that may grant
 -- pg_read_all_stats) a role with CREATEROLE that owns the database and the schema.
 --
 -- Order:
 --   1. create database plenum;
 --   2. psql -d plenum -f roles.sql
---   3. plenumctl migrate up, as plenum_owner: makes the tables and grants the other two their rights on them. ingest does
+--   3. plenumctl migrate up, as plenum_owner: makes the tables and grants the others their rights on them. ingest does
 --      the same at its start, with database.owner_url.
 -- Where the tables were there first (of a single role, or from before these roles), run 2, hand the tables over with
 -- `reassign owned by OLD to plenum_owner`, then 3, which grants to whichever of the roles exist.
@@ -44,6 +44,7 @@ set local client_min_messages = warning;
 
 -- plenum_owner owns every object: it migrates, and creates, moves and drops partitions.
 -- plenum_ingest inserts readings, ledger lines and quarantine, and looks for duplicates. It updates and deletes no row.
+-- plenum_feed logs in nowhere: `grant plenum_feed to your_role;` lets that role read the feed by SQL, and nothing else.
 -- plenum_sync reads, updates of `telemetry` the one column `processed`, keeps the ledger and the feed's consumers.
 -- Roles belong to the whole server, so a run for another database may be making or changing them at this moment. The
 -- first comment's lock on its role, held until commit, lets one at a time go on.
@@ -51,10 +52,10 @@ do $$
 declare
     role text;
 begin
-    foreach role in array array['plenum_owner', 'plenum_ingest', 'plenum_sync'] loop
+    foreach role in array array['plenum_owner', 'plenum_ingest', 'plenum_sync', 'plenum_feed'] loop
         if not exists (select from pg_roles where rolname = role) then
             begin
-                execute format('create role %I login', role);
+                execute format('create role %I %s', role, case role when 'plenum_feed' then 'nologin' else 'login' end);
             exception when duplicate_object or unique_violation then
                 null;
             end;
@@ -65,6 +66,7 @@ $$;
 comment on role plenum_owner is 'Plenum: owns its tables and partitions';
 comment on role plenum_ingest is 'Plenum: ingest writes';
 comment on role plenum_sync is 'Plenum: syncjob marks, consumers read';
+comment on role plenum_feed is 'Plenum: consumers inside the database, telemetry_feed';
 
 \if :{?owner_password}
   alter role plenum_owner password :'owner_password';
@@ -84,9 +86,9 @@ where not exists (
     where roleid = 'pg_read_all_stats'::regrole and member = 'plenum_owner'::regrole
 ) \gexec
 
-grant connect on database :"DBNAME" to plenum_owner, plenum_ingest, plenum_sync;
+grant connect on database :"DBNAME" to plenum_owner, plenum_ingest, plenum_sync, plenum_feed;
 create schema if not exists :"schema";
-grant usage on schema :"schema" to plenum_owner, plenum_ingest, plenum_sync;
+grant usage on schema :"schema" to plenum_owner, plenum_ingest, plenum_sync, plenum_feed;
 -- Only plenum_owner creates. In public nobody else could since PostgreSQL 15, but for the database's owner.
 grant create on schema :"schema" to plenum_owner;
 

@@ -39,7 +39,7 @@ var allowed = map[string][]string{
 
 	"plenum/cmd/ingest":           {"plenum/internal/program"},
 	"plenum/cmd/syncjob":          {"plenum/internal/program"},
-	"plenum/cmd/plenumctl":        {"plenum/internal/program", "plenum/internal/devenv", "plenum/pkg/partman", "plenum/pkg/store", "plenum/pkg/telemetry"},
+	"plenum/cmd/plenumctl":        {"plenum/internal/program", "plenum/internal/devenv", "plenum/pkg/feed", "plenum/pkg/partman", "plenum/pkg/store", "plenum/pkg/telemetry"},
 	"plenum/deploy":               {},
 	"plenum/deploy/docker/readyz": {},
 	"plenum/bench":                {"plenum/internal/devenv"},

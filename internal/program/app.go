@@ -30,6 +30,7 @@ type App struct {
 	Health   *httpapi.Health
 
 	pool, owner, read *pgxpool.Pool
+	feed              *feed.Feed
 	waiting           waiting
 }
 
@@ -54,6 +55,7 @@ func NewApp(ctx context.Context, name string, s Settings, log *zap.Logger) (*App
 		a.owner = open("database.owner_url", s.Database.OwnerURL, 8)
 		a.read = open("database.read_url", s.Database.ReadURL, 8)
 	}
+	a.feed = feed.New(a.pool, a.read)
 	a.waiting.set("start", "the program is starting") // until a daemon says what it waits for
 	a.Health.Add(a.waiting.check)
 	a.Registry.MustRegister(a.ready())
@@ -97,7 +99,7 @@ func buildInfo() prometheus.Collector {
 func (a *App) WithHTTP(ctx context.Context, withFeed bool, out io.Writer, work func(context.Context) error) error {
 	c := httpapi.Config{Listen: a.Settings.HTTP.Listen, Health: a.Health, Metrics: a.Registry}
 	if withFeed {
-		c.Feed = feed.New(a.pool, a.read)
+		c.Feed = a.feed
 	}
 	server, err := httpapi.Listen(c)
 	if err != nil {
@@ -119,7 +121,13 @@ func (a *App) WithHTTP(ctx context.Context, withFeed bool, out io.Writer, work f
 			cancel(err)
 		}
 	})
+	listening, deaf := context.WithCancel(ctx)
+	if withFeed {
+		listener := feed.NewListener(a.feed, a.Log, a.Registry)
+		wg.Go(func() { listener.Run(listening) })
+	}
 	err = work(ctx)
+	deaf()
 	closing, stop := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer stop()
 	if closeErr := server.Close(closing); closeErr != nil { // a client that does not read must not fail the stop

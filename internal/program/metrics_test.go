@@ -33,7 +33,8 @@ func TestMetrics(t *testing.T) {
 	if _, err := syncjob.New(s.sync(), a.pool, a.Log, a.Registry); err != nil {
 		t.Fatal(err)
 	}
-	feed.NewObserver(a.read, a.Log, a.Registry)
+	feed.NewObserver(a.pool, a.Log, a.Registry)
+	feed.NewListener(a.feed, a.Log, a.Registry)
 	families, err := a.Registry.Gather()
 	if err != nil {
 		t.Fatal(err)

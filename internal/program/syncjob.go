@@ -59,7 +59,7 @@ func Syncjob(ctx context.Context, a *App) error {
 		}}
 	})
 	begun()
-	observer := feed.NewObserver(a.read, log, a.Registry)
+	observer := feed.NewObserver(a.pool, log, a.Registry)
 	observed := make(chan struct{})
 	go func() {
 		defer close(observed)

@@ -16,7 +16,6 @@ const (
 	DefaultLimit = 1000             // rows
 	MaxLimit     = 100_000          // rows
 	MaxWait      = 60 * time.Second // of a long poll
-	pollEvery    = 50 * time.Millisecond
 )
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -57,11 +56,21 @@ func (e *PositionError) Error() string {
 }
 
 // Feed serves consumers from a database.
-type Feed struct{ pool, read *pgxpool.Pool }
+type Feed struct {
+	pool, read *pgxpool.Pool
+	waker      waker
+	looks      looks
+}
 
 // New returns the Feed of the database behind pool. Rows are read from read, which may be a replica's pool:
 // a consumer sees there what has arrived, in the same order.
-func New(pool, read *pgxpool.Pool) *Feed { return &Feed{pool, read} }
+//
+// Who waits looks for rows itself, unless a Listener runs beside.
+func New(pool, read *pgxpool.Pool) *Feed {
+	f := &Feed{pool: pool, read: read, waker: waker{awake: make(chan struct{}), listening: time.Second, alone: 50 * time.Millisecond}}
+	f.looks.ask, f.looks.turn = f.look, make(chan struct{}, 1)
+	return f
+}
 
 // Request is one read.
 type Request struct {
@@ -88,20 +97,7 @@ func (f *Feed) Read(ctx context.Context, r Request) (Page, error) {
 	if err != nil {
 		return Page{}, err
 	}
-	deadline := time.Now().Add(r.Wait)
-	for {
-		page, err := f.page(ctx, c, r.Limit)
-		if err != nil || len(page.Rows) > 0 || time.Until(deadline) <= 0 {
-			return page, err
-		}
-		select {
-		case <-ctx.Done():
-			return page, ctx.Err()
-		case <-r.Stop:
-			return page, nil
-		case <-time.After(min(pollEvery, time.Until(deadline))):
-		}
-	}
+	return f.await(ctx, c, r, true)
 }
 
 func (r Request) validate() error {
@@ -168,30 +164,6 @@ func (f *Feed) start(ctx context.Context, from string) (int64, error) {
 		return head, err
 	}
 	return horizon, err
-}
-
-// page reads the horizon after the rows: rows that were dropped while it read make it fail, not skip.
-func (f *Feed) page(ctx context.Context, c store.Consumer, limit int) (Page, error) {
-	lines, err := store.FeedLines(ctx, f.read, c.Position, limit)
-	if err != nil {
-		return Page{}, err
-	}
-	rows, rowsErr := store.FeedRows(ctx, f.read, lines)
-	horizon, err := store.FeedHorizon(ctx, f.read)
-	if err != nil {
-		return Page{}, err
-	}
-	if c.Position < horizon {
-		return Page{}, &GoneError{c.Name, c.Position, horizon}
-	}
-	if rowsErr != nil {
-		return Page{}, rowsErr
-	}
-	page := Page{Rows: rows, Position: c.Position}
-	if len(lines) > 0 {
-		page.Position = lines[len(lines)-1].Position
-	}
-	return page, nil
 }
 
 // Commit moves the consumer to position. The same position again is no error.

@@ -22,7 +22,8 @@ type Observer struct {
 	names            map[string]bool // of the consumers that have gauges; RunOnce's
 }
 
-// NewObserver returns an Observer of the consumers in pool's database.
+// NewObserver returns an Observer of the consumers in pool's database. It must be the primary: a standby that has stopped would
+// go on showing the lag of then, while a consumer that reads from it gets nothing.
 func NewObserver(pool *pgxpool.Pool, log *zap.Logger, reg prometheus.Registerer) *Observer {
 	f := promauto.With(reg)
 	return &Observer{

@@ -26,9 +26,22 @@ func AppendRow(buf []byte, r *store.FeedRow) []byte {
 }
 
 func appendString(buf []byte, s string) []byte {
+	if isPlain(s) {
+		return append(append(append(buf, '"'), s...), '"')
+	}
 	quoted, err := json.Marshal(s)
 	if err != nil { // no string makes Marshal fail
 		return append(buf, `""`...)
 	}
 	return append(buf, quoted...)
+}
+
+// isPlain says that Marshal would change nothing, which holds for nearly every name.
+func isPlain(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+			return false
+		}
+	}
+	return true
 }

@@ -1,7 +1,7 @@
 package httpapi
 
 import (
-	"encoding/json"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -40,7 +40,18 @@ func (h feedHandler) read(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	w.Header().Set("Plenum-Position", strconv.FormatInt(page.Position, 10))
-	writeRows(w, page.Rows)
+	w.Header().Set("Vary", "Accept-Encoding")
+	if len(page.Rows) == 0 || !acceptsGzip(r.Header.Values("Accept-Encoding")) {
+		writeRows(w, w, page.Rows)
+		return
+	}
+	w.Header().Set("Content-Encoding", "gzip")
+	z := zippers.Get().(*gzip.Writer)
+	defer zippers.Put(z)
+	z.Reset(w)
+	if writeRows(w, z, page.Rows) {
+		_ = z.Close() // as in writeRows
+	}
 }
 
 func readRequest(r *http.Request) (feed.Request, error) {
@@ -88,57 +99,23 @@ func consumerName(r *http.Request) string {
 	return name
 }
 
-// writeRows writes to a client that, when it has gone, has committed nothing: an error needs no more than to stop.
-func writeRows(w http.ResponseWriter, rows []store.FeedRow) {
+// writeRows writes to a client that, when it has gone, has committed nothing: an error needs no more than to stop. It writes to
+// out, which passes on to w.
+func writeRows(w http.ResponseWriter, out io.Writer, rows []store.FeedRow) bool {
 	const chunk = 64 << 10
+	deadline := http.NewResponseController(w)
 	buf := make([]byte, 0, chunk+4096)
 	for i := range rows {
 		buf = feed.AppendRow(buf, &rows[i])
 		if len(buf) >= chunk || i == len(rows)-1 {
-			if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
-				return
+			if err := deadline.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+				return false
 			}
-			if _, err := w.Write(buf); err != nil {
-				return
+			if _, err := out.Write(buf); err != nil {
+				return false
 			}
 			buf = buf[:0]
 		}
 	}
-}
-
-// consumerAt is the answer to what moves a consumer.
-type consumerAt struct {
-	Name     string `json:"name"`
-	Position int64  `json:"position"`
-}
-
-// commit answers POST /api/v1/feed/{name}/commit with {"position": N}.
-func (h feedHandler) commit(w http.ResponseWriter, r *http.Request) {
-	var body struct {
-		Position *int64 `json:"position"`
-	}
-	if err := decodeBody(w, r, &body); err != nil || body.Position == nil || *body.Position < 0 {
-		writeProblem(w, http.StatusBadRequest, `the body must be {"position": N}, N being a Plenum-Position that a read returned`)
-		return
-	}
-	name := consumerName(r)
-	if err := h.feed.Commit(r.Context(), name, *body.Position); err != nil {
-		feedProblem(err).write(w)
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(consumerAt{name, *body.Position}) // as in writeRows
-}
-
-// decodeBody reads exactly one JSON value without unknown members.
-func decodeBody(w http.ResponseWriter, r *http.Request, into any) error {
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody))
-	d.DisallowUnknownFields()
-	if err := d.Decode(into); err != nil {
-		return err
-	}
-	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return errors.New("more than one value")
-	}
-	return nil
+	return true
 }

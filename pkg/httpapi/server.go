@@ -125,13 +125,19 @@ func handler(c Config, stopping <-chan struct{}) http.Handler {
 	}
 	r.Method(http.MethodGet, "/metrics", promhttp.HandlerFor(c.Metrics, promhttp.HandlerOpts{}))
 	if c.Feed == nil {
-		r.Handle("/api/v1/feed/*", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		elsewhere := func(w http.ResponseWriter, _ *http.Request) {
 			writeProblem(w, http.StatusNotFound, "this program does not serve the feed; syncjob does, at its own http.listen")
-		}))
+		}
+		r.HandleFunc("/api/v1/feed", elsewhere)
+		r.HandleFunc("/api/v1/feed/*", elsewhere)
 	} else {
 		h := feedHandler{c.Feed, stopping}
+		r.Get("/api/v1/feed", h.list)
 		r.Get("/api/v1/feed/{name}", h.read)
+		r.Put("/api/v1/feed/{name}", h.put)
+		r.Delete("/api/v1/feed/{name}", h.remove)
 		r.Post("/api/v1/feed/{name}/commit", h.commit)
+		r.Post("/api/v1/feed/{name}/seek", h.seek)
 	}
 	return sameOrigin(r)
 }
@@ -139,7 +145,7 @@ func handler(c Config, stopping <-chan struct{}) http.Handler {
 // allowed lists the methods of the path, as RFC 9110 wants with 405.
 func allowed(r *http.Request) string {
 	var methods []string
-	for _, m := range []string{http.MethodGet, http.MethodPost} {
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
 		if chi.RouteContext(r.Context()).Routes.Match(chi.NewRouteContext(), m, r.URL.Path) {
 			methods = append(methods, m)
 		}

@@ -81,7 +81,7 @@ func TestWhatIsNotServed(t *testing.T) {
 	for _, path := range []string{"/", "/nothing", "/livez/"} {
 		s.problem(s.get(path), http.StatusNotFound, "there is nothing at "+path)
 	}
-	for _, path := range []string{"/api/v1/feed/a", "/api/v1/feed/a/commit"} {
+	for _, path := range []string{"/api/v1/feed", "/api/v1/feed/a", "/api/v1/feed/a/commit"} {
 		s.problem(s.get(path), http.StatusNotFound, "this program does not serve the feed; syncjob does")
 	}
 	for _, path := range []string{"/livez", "/readyz"} {
@@ -99,9 +99,11 @@ func TestWhatIsNotServed(t *testing.T) {
 func TestFeedMethods(t *testing.T) {
 	t.Parallel()
 	s := serveFeed(t)
-	for path, want := range map[string]string{"/api/v1/feed/a": "GET", "/api/v1/feed/a/commit": "POST"} {
-		a := s.do(http.MethodPut, path, "{}")
-		s.problem(a, http.StatusMethodNotAllowed, "PUT is not allowed at "+path)
+	for path, want := range map[string]string{
+		"/api/v1/feed": "GET", "/api/v1/feed/a": "GET, PUT, DELETE", "/api/v1/feed/a/commit": "POST", "/api/v1/feed/a/seek": "POST",
+	} {
+		a := s.do(http.MethodPatch, path, "{}")
+		s.problem(a, http.StatusMethodNotAllowed, "PATCH is not allowed at "+path)
 		if allow := a.header.Get("Allow"); allow != want {
 			t.Errorf("Allow of %s is %q, want %s", path, allow, want)
 		}

@@ -19,5 +19,8 @@ begin
         grant select, insert, update, delete on feed_dead_letter to plenum_sync;
         grant usage on sequence telemetry_batch_id_seq, telemetry_feed_position_seq to plenum_sync;
     end if;
+    if exists (select from pg_roles where rolname = 'plenum_feed') then
+        grant execute on function telemetry_feed(bigint, integer), telemetry_feed_commit(text, bigint) to plenum_feed;
+    end if;
 end
 $$;

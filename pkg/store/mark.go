@@ -16,6 +16,7 @@ const (
 	lockFeedPosition int32 = 0x504c0001
 	lockReconcile    int32 = 0x504c0002
 	lockDay          int32 = 0x504c0003 // the second key is the day
+	lockRetention    int32 = 0x504c0004 // what required consumers still need: retiring a day, or declaring a consumer
 )
 
 // maxAttempts is how often a line is tried before it is set aside.

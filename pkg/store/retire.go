@@ -39,10 +39,14 @@ func GuardLiveDay(ctx context.Context, tx pgx.Tx, leaf pgx.Identifier, from time
 	return guardConsumers(ctx, tx, from)
 }
 
-// guardConsumers refuses while a required consumer has a position before the day's last one.
+// guardConsumers refuses while a required consumer has a position before the day's last one. Its lock, held until the
+// day has gone, makes a consumer that is declared or sought at the same moment come before the guard or after the horizon.
 func guardConsumers(ctx context.Context, tx pgx.Tx, day time.Time) error {
 	const q = `select coalesce(string_agg(format('%s at %s', name, position), ', ' order by name), '')
 		from feed_consumer where required and position < (select max(feed_position) from telemetry_batch where day = $1)`
+	if _, err := tx.Exec(ctx, lockConsumers, lockRetention); err != nil {
+		return fmt.Errorf("guard: lock the consumers: %w", err)
+	}
 	var behind string
 	if err := tx.QueryRow(ctx, q, day).Scan(&behind); err != nil {
 		return fmt.Errorf("guard: read required consumers: %w", err)

@@ -120,10 +120,20 @@ type running struct {
 
 func (h *house) start(c Config) *running {
 	h.Helper()
+	return h.startOn(h.open().Config(), c)
+}
+
+// startOn starts a Job on a pool of that configuration.
+func (h *house) startOn(pool *pgxpool.Config, c Config) *running {
+	h.Helper()
+	own, err := pgxpool.NewWithConfig(h.ctx, pool)
+	if err != nil {
+		h.Fatal(err)
+	}
+	h.Cleanup(own.Close)
 	core, logs := observer.New(zapcore.DebugLevel)
 	r := &running{h: h, registry: prometheus.NewPedanticRegistry(), logs: logs, result: make(chan error, 1)}
-	var err error
-	if r.Job, err = New(c, h.open(), zap.New(core), r.registry); err != nil {
+	if r.Job, err = New(c, own, zap.New(core), r.registry); err != nil {
 		h.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(h.ctx)

@@ -7,6 +7,7 @@ import (
 
 type metrics struct {
 	rows, errors, reconciled prometheus.Counter
+	notified, notNotified    prometheus.Counter
 	duration                 prometheus.Histogram
 	pending, setAside, lag   prometheus.Gauge
 }
@@ -14,6 +15,12 @@ type metrics struct {
 func newMetrics(reg prometheus.Registerer) metrics {
 	f := promauto.With(reg)
 	return metrics{
+		notified: f.NewCounter(prometheus.CounterOpts{
+			Name: "plenum_sync_notifications_total", Help: "NOTIFYs to the feed's readers, each for all commits since the one before.",
+		}),
+		notNotified: f.NewCounter(prometheus.CounterOpts{
+			Name: "plenum_sync_notify_errors_total", Help: "NOTIFYs that could not be sent; readers look by themselves.",
+		}),
 		rows: f.NewCounter(prometheus.CounterOpts{
 			Name: "plenum_sync_rows_processed_total", Help: "Rows marked processed by this process.",
 		}),

@@ -52,6 +52,7 @@ type Job struct {
 	marker  *store.Marker
 	log     *zap.Logger
 	m       metrics
+	given   chan struct{} // positions were given and nobody was notified yet
 	rows    atomic.Int64
 	mu      sync.Mutex
 	failing int      // workers whose last try failed
@@ -64,12 +65,12 @@ type Failure struct {
 	Err   error     // of the latest
 }
 
-// New returns a Job on pool, which needs a connection for each worker and two more.
+// New returns a Job on pool, which needs a connection for each worker and three more.
 func New(c Config, pool *pgxpool.Pool, log *zap.Logger, reg prometheus.Registerer) (*Job, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
 	}
-	return &Job{cfg: c, pool: pool, marker: store.NewMarker(pool), log: log, m: newMetrics(reg)}, nil
+	return &Job{cfg: c, pool: pool, marker: store.NewMarker(pool), given: make(chan struct{}, 1), log: log, m: newMetrics(reg)}, nil
 }
 
 // Run works until ctx ends.
@@ -78,6 +79,7 @@ func (j *Job) Run(ctx context.Context) error {
 	for range j.cfg.Workers {
 		wg.Go(func() { j.work(ctx) })
 	}
+	wg.Go(func() { j.notify(ctx) })
 	wg.Go(func() { j.every(ctx, reconcileEvery, "reconcile", j.reconcile) })
 	wg.Go(func() { j.every(ctx, observeEvery, "observe the ledger", j.observe) })
 	wg.Wait()
@@ -124,6 +126,7 @@ func (j *Job) RunOnce(ctx context.Context) (store.Marked, error) {
 	start := time.Now()
 	done, err := j.marker.Mark(ctx, j.cfg.BatchRows)
 	if done.Lines > 0 {
+		j.signal()
 		j.rows.Add(int64(done.Rows))
 		j.m.rows.Add(float64(done.Rows))
 		j.m.duration.Observe(time.Since(start).Seconds())

@@ -78,8 +78,27 @@ func Config() devenv.PostgresConfig {
 		Settings: map[string]string{
 			"shared_buffers":  "64MB",
 			"max_connections": "200",
+			"wal_keep_size":   "256MB", // a standby begins with what was written before it
 		},
 	}
+}
+
+// Standby is a server for one test that follows the shared one by streaming
+// replication. It has every test's databases.
+func Standby(tb testing.TB) *devenv.Postgres {
+	tb.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), hangLimit)
+	defer cancel()
+	server, err := devenv.StartStandby(ctx, Postgres(tb), Config())
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return server
 }
 
 // Database is the superuser's URL of a fresh, empty database on the shared
