@@ -9,7 +9,7 @@
 //   - A page is delivered when each of its records has been acknowledged.
 //   - A record that may still be on its way, or has been acknowledged, is not produced again when its page comes again
 //     to the same Target. Only what has certainly failed is.
-//   - A page elsewhere (a seek) ends what is on its way first.
+//   - A page elsewhere (a seek) gives up what is on its way first. A part of a page goes by what became of the whole.
 package kafka
 
 import (
@@ -70,18 +70,33 @@ func New(c Config) (*Target, error) {
 // Close ends the client. What is on its way may or may not be written.
 func (t *Target) Close() error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.reset()
+	client := t.client
+	t.client = nil
+	t.generation++ // promises that come back belong to one that has ended
+	clear(t.records)
+	t.mu.Unlock()
+	if client != nil {
+		client.Close()
+	}
 	return nil
 }
 
-func (t *Target) reset() {
-	if t.client != nil {
-		go t.client.Close() // its promises come back for a generation that has ended
-		t.client = nil
+// elsewhere says whether the delivery is no part of the page that the records are of, or leaves some of them on their way.
+func (t *Target) elsewhere(d feed.Delivery) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	under := 0
+	for _, r := range t.records {
+		if r.state == pending {
+			under++
+		}
 	}
-	t.generation++
-	clear(t.records)
+	for i := range d.Rows {
+		if r, ok := t.records[d.Rows[i].ID]; ok && r.state == pending {
+			under--
+		}
+	}
+	return len(t.records) > 0 && (under > 0 || d.After < t.after || d.Position > t.position)
 }
 
 // Deliver produces what of the page has not been, and waits for the acknowledgements.
@@ -94,6 +109,9 @@ func (t *Target) Deliver(ctx context.Context, d feed.Delivery) error {
 		if n := size(records[i]); n > t.cfg.MaxMessageBytes {
 			return &feed.RefusedError{Reason: fmt.Sprintf("the record of row %d has %d bytes, kafka.max_message_bytes is %d", d.Rows[i].ID, n, t.cfg.MaxMessageBytes)}
 		}
+	}
+	if t.elsewhere(d) {
+		_ = t.Close() // which never fails
 	}
 	if err := t.produce(d, records); err != nil {
 		return err
@@ -130,9 +148,6 @@ func (t *Target) unanswered(ctx context.Context, missing int) error {
 func (t *Target) produce(d feed.Delivery, records []*kgo.Record) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.records) > 0 && (d.After < t.after || d.Position > t.position) {
-		t.reset()
-	}
 	if len(t.records) == 0 {
 		t.after, t.position, t.since = d.After, d.Position, time.Now()
 	}
