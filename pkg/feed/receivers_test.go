@@ -26,10 +26,10 @@ import (
 
 // A receiver is the far end of a target, under the test's control.
 type receiver interface {
-	target() feed.Target        // a new connection to it
-	got() []int64               // the seq of each row it has taken, in order of arrival
-	away(bool)                  // it answers nothing and ends connections
-	hang()                      // it answers nothing, and takes nothing
+	target() feed.Target         // a new connection to it
+	got() []int64                // the seq of each row it has taken, in order of arrival
+	away(bool)                   // it answers nothing and ends connections
+	hang()                       // it answers nothing, and takes nothing
 	refuse(func(seq int64) bool) // it refuses a request with such a row
 }
 
