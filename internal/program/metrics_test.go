@@ -34,6 +34,9 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	feed.NewObserver(a.read, a.Log, a.Registry)
+	if _, err := newPushing(a, a.Log); err != nil {
+		t.Fatal(err)
+	}
 	families, err := a.Registry.Gather()
 	if err != nil {
 		t.Fatal(err)
