@@ -8,7 +8,7 @@ import (
 
 // page returns what is to be delivered now: the page that was begun, else the prefetched one, else a new one.
 func (p *Pusher) page(ctx context.Context, c store.PushState) (*held, error) {
-	if p.current != nil && p.current.after == c.Position && p.current.Position == c.Delivering {
+	if begun := c.Delivering > c.Position; begun && p.current != nil && p.current.after == c.Position && p.current.Position == c.Delivering {
 		return p.current, nil
 	}
 	if p.next != nil && p.next.after == c.Position && c.Delivering == 0 {
