@@ -17,6 +17,7 @@ type PushMetrics struct {
 	rows, deliveries     *prometheus.CounterVec
 	duration             *prometheus.HistogramVec
 	failing, deadLetters *prometheus.GaugeVec
+	counted              map[string]int64 // the consumers that had dead letters, or might; of ObserveDeadLetters
 }
 
 // NewPushMetrics registers the metrics.
@@ -46,6 +47,7 @@ func (m *PushMetrics) begin(consumer string) {
 	m.rows.WithLabelValues(consumer)
 	m.duration.WithLabelValues(consumer)
 	m.failing.WithLabelValues(consumer)
+	m.deadLetters.WithLabelValues(consumer)
 	for _, result := range []string{"delivered", "refused", "failed"} {
 		m.deliveries.WithLabelValues(consumer, result)
 	}
@@ -80,7 +82,12 @@ func (m *PushMetrics) countDeadLetters(ctx context.Context, pool *pgxpool.Pool) 
 	if err != nil {
 		return err
 	}
-	m.deadLetters.Reset() // a consumer that is gone, and its dead letters too, has none
+	for consumer := range m.counted {
+		if _, there := counts[consumer]; !there { // it is gone, and its dead letters too
+			m.deadLetters.DeleteLabelValues(consumer)
+		}
+	}
+	m.counted = counts
 	for consumer, n := range counts {
 		m.deadLetters.WithLabelValues(consumer).Set(float64(n))
 	}
