@@ -70,16 +70,23 @@ func (p *pushing) run(ctx context.Context) {
 	wg.Wait()
 }
 
-// check warns only: what else the program does goes on.
 func (p *pushing) check(context.Context) []httpapi.Finding {
+	all := make([]feed.PushStatus, len(p.pushers))
+	for i, pusher := range p.pushers {
+		all[i] = pusher.Status()
+	}
+	return pushFindings(all, time.Now())
+}
+
+// pushFindings are warnings: what else the program does goes on.
+func pushFindings(all []feed.PushStatus, now time.Time) []httpapi.Finding {
 	var fs []httpapi.Finding
-	for _, pusher := range p.pushers {
-		s := pusher.Status()
+	for _, s := range all {
 		switch {
 		case s.Removed:
 			fs = append(fs, httpapi.Finding{Component: "push", Message: fmt.Sprintf(
 				"%s: the consumer was removed, nothing is pushed to it; a restart creates it anew, taking it out of push keeps it removed", s.Name)})
-		case !s.FailingSince.IsZero() && time.Since(s.FailingSince) >= failingShows:
+		case !s.FailingSince.IsZero() && now.Sub(s.FailingSince) >= failingShows:
 			fs = append(fs, httpapi.Finding{Component: "push", Message: fmt.Sprintf("%s: nothing was delivered since %s: %s", s.Name, s.FailingSince.UTC().Format(time.RFC3339), s.Detail)})
 		}
 	}

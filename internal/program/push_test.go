@@ -140,6 +140,27 @@ push:
 	}
 }
 
+func TestPushFindings(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+	got := pushFindings([]feed.PushStatus{
+		{Name: "well"},
+		{Name: "waits", Standby: "another"},
+		{Name: "short", FailingSince: now.Add(-59 * time.Second), Detail: "x"},
+		{Name: "long", FailingSince: now.Add(-time.Minute), Detail: "nobody answers"},
+		{Name: "gone", Removed: true},
+	}, now)
+	want := []string{"long: nothing was delivered since 2026-11-22T11:59:00Z: nobody answers", "gone: the consumer was removed"}
+	if len(got) != len(want) {
+		t.Fatalf("%+v, want %q", got, want)
+	}
+	for i, f := range got {
+		if f.Failing || f.Component != "push" || !strings.HasPrefix(f.Message, want[i]) {
+			t.Errorf("%+v, want a warning %q", f, want[i])
+		}
+	}
+}
+
 // The daemon that does not push starts whatever the key says, and cannot read the secrets.
 func TestIngestIgnoresPush(t *testing.T) {
 	t.Parallel()

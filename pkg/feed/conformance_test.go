@@ -4,12 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
-	"strings"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"go.uber.org/zap"
 
 	"plenum/pkg/feed"
 	"plenum/pkg/store"
@@ -45,85 +41,6 @@ func TestPushInOrderOnce(t *testing.T) {
 			t.Errorf("%v deliveries counted, want 3", n)
 		}
 	})
-}
-
-// One round at a time, from a feed that has nothing yet.
-func TestPushRounds(t *testing.T) {
-	t.Parallel()
-	d, r := newDatabase(t), newWebhook(t)
-	p, err := feed.NewPusher(feed.PushConfig{Name: "a", Limit: 100, DeadLetterAfter: 1}, d.pool, d.feed, r.target(), zap.NewNop(), feed.NewPushMetrics(prometheus.NewRegistry()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	round := func(want feed.Pushed) {
-		t.Helper()
-		if got, err := p.RunOnce(t.Context()); err != nil || got != want {
-			t.Errorf("%+v, %v; want %+v", got, err, want)
-		}
-	}
-	if _, err := p.RunOnce(t.Context()); err == nil {
-		t.Error("a round without the consumer is no error")
-	}
-	d.read(feed.Request{Name: "a"}, 0, 0)
-	if _, err := p.RunOnce(t.Context()); err == nil {
-		t.Error("a round for a consumer that reads by itself is no error")
-	}
-	d.exec("update feed_consumer set target = 'test', failing_since = now(), delivering = 7")
-	round(feed.Pushed{Idle: true})
-	if s := d.state(); !s.FailingSince.IsZero() || s.Delivering != 0 {
-		t.Errorf("it fails still: %+v", s)
-	}
-	round(feed.Pushed{Idle: true})
-	d.add(2)
-	round(feed.Pushed{Rows: 2})
-	round(feed.Pushed{Idle: true})
-	await(t, r, 1, 2)
-}
-
-// A consumer that read by itself and has the name of a pusher's goes on from where it stood.
-func TestPushTakesOverAConsumer(t *testing.T) {
-	t.Parallel()
-	d, r := newDatabase(t), newWebhook(t)
-	first := d.add(2)
-	d.read(feed.Request{Name: "a"}, 0, 2)
-	d.commit("a", first)
-	d.add(1)
-	p := d.push(&spy{Target: r.target()}, nil)
-	await(t, r, 3)
-	if p.logged("from now on") != 1 {
-		t.Error("nobody is told")
-	}
-}
-
-// Rows that were dropped before the target had them: the pusher waits for a person, and says what is wrong.
-func TestPushBehindTheHorizon(t *testing.T) {
-	t.Parallel()
-	d, r := newDatabase(t), newWebhook(t)
-	first := d.add(1)
-	d.add(1)
-	d.read(feed.Request{Name: "a"}, 0, 2)
-	d.exec("update feed_horizon set position = $1", first)
-	d.push(&spy{Target: r.target()}, nil)
-	s := d.awaitState("a failure", func(s store.PushState) bool { return !s.FailingSince.IsZero() })
-	if !strings.Contains(s.Detail, "have been dropped") {
-		t.Errorf("detail %q", s.Detail)
-	}
-	d.exec("update feed_consumer set position = $1", first)
-	await(t, r, 2)
-	d.awaitState("no failure", func(s store.PushState) bool { return s.FailingSince.IsZero() })
-}
-
-func TestPushBeginsWhereItSays(t *testing.T) {
-	t.Parallel()
-	d, r := newDatabase(t), newWebhook(t)
-	d.add(3)
-	d.push(&spy{Target: r.target()}, func(c *feed.PushConfig) { c.From, c.Required, c.Target = "latest", true, "webhook" })
-	s := d.awaitState("a consumer of target webhook", func(s store.PushState) bool { return s.Target == "webhook" })
-	if !s.Required {
-		t.Error("the consumer is not required")
-	}
-	d.add(2)
-	await(t, r, 4, 5)
 }
 
 // The target has the page, and the process dies before it can commit: the same rows come again under the same key, although
@@ -209,24 +126,6 @@ func TestPushBuriesWhatIsRefused(t *testing.T) {
 			t.Errorf("the consumer stands at %d, want %d", s.Position, head)
 		}
 	})
-}
-
-// Refusals are counted in the database: a crash between them does not begin anew.
-func TestRefusalsOutliveAProcess(t *testing.T) {
-	t.Parallel()
-	d, r := newDatabase(t), newWebhook(t)
-	head := d.add(2)
-	r.refuse(func(int64) bool { return true })
-	first := d.push(&spy{Target: r.target()}, func(c *feed.PushConfig) { c.DeadLetterAfter = 1000 })
-	d.awaitState("five attempts", func(s store.PushState) bool { return s.Attempts >= 5 })
-	first.stop()
-	attempts := d.state().Attempts
-	p := d.push(&spy{Target: r.target()}, func(c *feed.PushConfig) { c.DeadLetterAfter = attempts + 1 })
-	d.awaitPosition(head)
-	p.stop()
-	if n := len(p.seen()); n != 1 {
-		t.Errorf("%d deliveries after %d refusals, want 1 more", n, attempts)
-	}
 }
 
 // gate holds up a pusher at each delivery that its target has taken: it sends the delivery to at, and goes on when let go.
