@@ -1,5 +1,5 @@
 // Command plenumctl is Plenum's tool for people: the demo, simulated devices, and a look at and a hand on the
-// database's schema and partitions, the quarantine and the sessions at the broker.
+// database's schema and partitions, the quarantine, the dead letters and the sessions at the broker.
 package main
 
 import (
@@ -52,6 +52,10 @@ func commands() []command {
 		{"feed remove", "NAME", "remove a consumer", setupFeedRemove},
 		{"sessions list", "", "list the sessions at the broker that ingests have had, and who uses them", setupSessionsList},
 		{"sessions drain", "CLIENT_ID", "store what waits in a session that nobody uses, and end the session", setupSessionsDrain},
+		{"feed dead list", "[CONSUMER]", "list what targets refused for good, the newest first", setupDeadList},
+		{"feed dead show", "ID", "show one dead letter with its rows", setupDeadShow},
+		{"feed dead retry", "ID…", "have syncjob deliver dead letters once more; exit code 3 if one does not exist", setupDeadRetry},
+		{"feed dead purge", "ID…", "delete dead letters", setupDeadPurge},
 		{"doctor", "", "find what nothing mends by itself; exit code 3 if there is something", setupDoctor},
 		{"config check", "", "read the configuration and report every fault", setupConfigCheck},
 		{"migrate up", "", "bring the schema to this release, and grant the roles their rights", setupMigrateUp},

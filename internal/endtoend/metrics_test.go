@@ -107,7 +107,7 @@ func TestMetrics(t *testing.T) {
 			having max(batch_id) is not null`, nil, &last)
 	})
 	held = s.hold(`select from telemetry_batch where batch_id = ` + strconv.FormatInt(last, 10) + ` for update`)
-	syncjob := s.syncjob().awaitReady()
+	syncjob := s.syncjob("PLENUM_PUSH=[{name: pushed, webhook: {url: " + newEndpoint(t).URL + "}}]").awaitReady()
 	(&reader{t: t, from: syncjob, name: "committed"}).readOnce()
 	if code, body, _ := syncjob.get("/api/v1/feed/behind?from=earliest"); code != 200 {
 		t.Fatalf("feed answers %d: %s", code, body)

@@ -50,10 +50,11 @@ func NewApp(ctx context.Context, name string, s Settings, log *zap.Logger) (*App
 		}
 		return pool
 	}
-	a.pool = open("database.url", s.Database.URL, s.Ingest.Writers+s.Sync.Workers+8)
+	pushed, _ := s.push() // whoever pushes tells of its faults
+	a.pool = open("database.url", s.Database.URL, s.Ingest.Writers+s.Sync.Workers+connectionsOfPusher*len(pushed)+8)
 	if s.Database.URL != "" {
 		a.owner = open("database.owner_url", s.Database.OwnerURL, 8)
-		a.read = open("database.read_url", s.Database.ReadURL, 8)
+		a.read = open("database.read_url", s.Database.ReadURL, len(pushed)+8)
 	}
 	a.feed = feed.New(a.pool, a.read)
 	a.waiting.set("start", "the program is starting") // until a daemon says what it waits for

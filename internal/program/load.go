@@ -168,6 +168,12 @@ func (l *Loader) flatten(name string, n *yaml.Node, into map[string]string, faul
 			items[i] = c.Value
 		}
 		into[name] = strings.Join(items, ",")
+	case l.keys[at].tree:
+		text, err := yaml.Marshal(n)
+		if err != nil {
+			fault("%s: cannot be read as YAML", name)
+		}
+		into[name] = string(text)
 	default:
 		fault("%s: is no plain value; quote one that begins with {, [, & or *", name)
 	}

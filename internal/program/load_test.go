@@ -27,10 +27,10 @@ func TestEveryKey(t *testing.T) {
 		"partition.retention_days": "8", "partition.premake_days": "4", "partition.expired": "archive", "partition.archive_days": "90",
 		"partition.max_retire_bytes": "0",
 		"quarantine.retention_days":  "30", "quarantine.max_bytes": "1073741824",
-		"sync.batch_rows": "5000", "sync.workers": "1",
+		"sync.batch_rows": "5000", "sync.workers": "1", "push": "",
 		"http.listen": "127.0.0.1:8080", "log.level": "info", "log.format": "",
 	}
-	secrets := []string{"database.url", "database.owner_url", "database.read_url", "mqtt.password"}
+	secrets := []string{"database.url", "database.owner_url", "database.read_url", "mqtt.password", "push"}
 	l := NewLoader("127.0.0.1:8080")
 	var help bytes.Buffer
 	l.PrintKeys(&help)

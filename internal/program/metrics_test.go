@@ -35,6 +35,9 @@ func TestMetrics(t *testing.T) {
 	}
 	feed.NewObserver(a.pool, a.Log, a.Registry)
 	feed.NewListener(a.feed, a.Log, a.Registry)
+	if _, err := newPushing(a, a.Log); err != nil {
+		t.Fatal(err)
+	}
 	families, err := a.Registry.Gather()
 	if err != nil {
 		t.Fatal(err)

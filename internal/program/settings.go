@@ -37,6 +37,7 @@ type Settings struct {
 		MaxBytes      int64
 	}
 	Sync struct{ BatchRows, Workers int }
+	Push string // YAML; push reads it, since ingest need not
 	HTTP struct{ Listen string }
 	Log  struct{ Level, Format string }
 }
@@ -49,6 +50,7 @@ type key struct {
 	help   string
 	secret bool
 	list   bool
+	tree   bool // the value is YAML: nested in the file, as text elsewhere
 	set    func(value string) error
 }
 
@@ -106,6 +108,8 @@ func (s *Settings) keys(listen string) []key {
 		integer("sync.batch_rows", &s.Sync.BatchRows, "5000", "rows of a marking transaction"),
 		integer("sync.workers", &s.Sync.Workers, "1", "marking transactions at once"),
 
+		tree("push", &s.Push, "consumers that syncjob pushes to, each to kafka or a webhook: a list in the file, elsewhere the same as YAML or JSON text; see docs/operations.md"),
+
 		text("http.listen", &s.HTTP.Listen, listen, "IP address and port; there is no authentication, so others than loopback are warned of"),
 		text("log.level", &s.Log.Level, "info", "debug, info, warn or error"),
 		text("log.format", &s.Log.Format, "", "json or console (default console on a terminal)"),
@@ -119,6 +123,12 @@ func text(name string, p *string, def, help string) key {
 func secret(name string, p *string, help string) key {
 	k := text(name, p, "", help)
 	k.secret = true
+	return k
+}
+
+func tree(name string, p *string, help string) key {
+	k := secret(name, p, help)
+	k.tree = true
 	return k
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -48,6 +49,11 @@ func Syncjob(ctx context.Context, a *App) error {
 	if err != nil {
 		return &UsageError{err}
 	}
+	pushing, err := newPushing(a, a.Log.With(zap.String("part", "push")))
+	if err != nil {
+		return err
+	}
+	a.Health.Add(pushing.check)
 	a.Health.Add(func(context.Context) []httpapi.Finding {
 		f := job.Failing()
 		if f == nil {
@@ -60,13 +66,11 @@ func Syncjob(ctx context.Context, a *App) error {
 	})
 	begun()
 	observer := feed.NewObserver(a.pool, log, a.Registry)
-	observed := make(chan struct{})
-	go func() {
-		defer close(observed)
-		observer.Run(ctx)
-	}()
+	var beside sync.WaitGroup
+	beside.Go(func() { observer.Run(ctx) })
+	beside.Go(func() { pushing.run(ctx) })
 	_ = job.Run(ctx) // only the end of ctx stops it
-	<-observed
+	beside.Wait()
 	log.Info("stopped", zap.Int64("rows_processed", job.Rows()))
 	return nil
 }

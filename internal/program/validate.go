@@ -78,10 +78,16 @@ func (s Settings) ValidateIngest() error {
 }
 
 // ValidateSync returns every fault of what the sync daemon uses, as one UsageError.
-func (s Settings) ValidateSync() error { return usage(s.validateShared(), s.sync().Validate()) }
+func (s Settings) ValidateSync() error {
+	_, pushErr := s.push()
+	return usage(s.validateShared(), s.sync().Validate(), pushErr)
+}
 
 // Validate returns every fault, as one UsageError.
-func (s Settings) Validate() error { return usage(s.ValidateIngest(), s.sync().Validate()) }
+func (s Settings) Validate() error {
+	_, pushErr := s.push()
+	return usage(s.ValidateIngest(), s.sync().Validate(), pushErr)
+}
 
 func (s Settings) validateShared() error {
 	_, logErr := NewLogger(s, zapcore.AddSync(io.Discard), false)

@@ -67,6 +67,10 @@ func SyncRights() []Right {
 		{"update", "feed_consumer", ""},
 		{"delete", "feed_consumer", ""},
 		{"select", "feed_horizon", ""},
+		{"select", "feed_dead_letter", ""},
+		{"insert", "feed_dead_letter", ""},
+		{"update", "feed_dead_letter", ""},
+		{"delete", "feed_dead_letter", ""},
 		{"usage", "telemetry_batch_id_seq", ""},
 		{"usage", "telemetry_feed_position_seq", ""},
 	}

@@ -1,0 +1,81 @@
+package feed
+
+import (
+	"context"
+
+	"plenum/pkg/store"
+)
+
+// page returns what is to be delivered now: the page that was begun, else the prefetched one, else a new one.
+func (p *Pusher) page(ctx context.Context, c store.PushState) (*held, error) {
+	if begun := c.Delivering > c.Position; begun && p.current != nil && p.current.after == c.Position && p.current.Position == c.Delivering {
+		return p.current, nil
+	}
+	if p.next != nil && p.next.after == c.Position && c.Delivering == 0 {
+		p.current, p.next = p.next, nil
+		return p.current, nil
+	}
+	p.current, p.next = nil, nil
+	var page Page
+	var err error
+	if c.Delivering > c.Position {
+		page, err = p.feed.pageTo(ctx, c.Consumer, p.limit(c.Position), c.Delivering)
+	} else {
+		page, err = p.feed.page(ctx, c.Consumer, p.limit(c.Position))
+	}
+	if err != nil {
+		return nil, err
+	}
+	p.current = &held{Page: page, after: c.Position}
+	return p.current, nil
+}
+
+// limit is how much is read behind a position: a batch at a time where a page of several was refused.
+func (p *Pusher) limit(after int64) int {
+	if after >= p.narrow.from && after < p.narrow.to {
+		return 1
+	}
+	return p.cfg.Limit
+}
+
+// prefetch reads the page behind this one meanwhile. The channel is closed when it has ended.
+func (p *Pusher) prefetch(ctx context.Context, page *held) <-chan struct{} {
+	done := make(chan struct{})
+	if p.next != nil && p.next.after == page.Position {
+		close(done)
+		return done
+	}
+	go func() {
+		defer close(done)
+		next, err := p.feed.page(ctx, store.Consumer{Name: p.cfg.Name, Position: page.Position}, p.limit(page.Position))
+		if p.next = nil; err == nil && len(next.Rows) > 0 { // an error is met again when it is that page's turn
+			p.next = &held{Page: next, after: page.Position}
+		}
+	}()
+	return done
+}
+
+// pageTo is the page that ends at position to, as it was read before a crash; less of it where a seek has made it longer
+// than a page. It is read where positions are never behind.
+func (f *Feed) pageTo(ctx context.Context, c store.Consumer, limit int, to int64) (Page, error) {
+	lines, err := store.FeedLines(ctx, f.pool, c.Position, limit)
+	if err != nil {
+		return Page{}, err
+	}
+	for len(lines) > 0 && lines[len(lines)-1].Position > to {
+		lines = lines[:len(lines)-1]
+	}
+	rows, rowsErr := store.FeedRows(ctx, f.pool, lines)
+	horizon, err := store.FeedHorizon(ctx, f.pool)
+	switch {
+	case err != nil:
+		return Page{}, err
+	case c.Position < horizon:
+		return Page{}, &GoneError{c.Name, c.Position, horizon}
+	case rowsErr != nil:
+		return Page{}, rowsErr
+	case len(lines) == 0:
+		return Page{Position: c.Position}, nil
+	}
+	return Page{Rows: rows, Position: lines[len(lines)-1].Position}, nil
+}
