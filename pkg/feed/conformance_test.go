@@ -60,7 +60,11 @@ func TestPushAfterACrash(t *testing.T) {
 		await(t, r, 1, 2, 3, 1, 2, 3, 4, 5)
 		d.awaitPosition(head)
 		p.stop()
-		if before, after := crash.seen(), p.seen(); len(before) != 1 || before[0].Key != after[0].Key || after[0].Key == after[1].Key {
+		before, after := crash.seen(), p.seen()
+		if len(before) != 1 || len(after) != 2 {
+			t.Fatalf("%d deliveries before the crash, %d after it", len(before), len(after))
+		}
+		if before[0].Key != after[0].Key || after[0].Key == after[1].Key {
 			t.Errorf("keys %q, then %q and %q; want the first two alike", before[0].Key, after[0].Key, after[1].Key)
 		}
 	})
