@@ -90,6 +90,16 @@ func (p *pusher) stop() {
 	<-p.ended
 }
 
+// await waits until it has ended by itself.
+func (p *pusher) await() {
+	p.t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(time.Minute):
+		p.t.Fatal("the pusher goes on")
+	}
+}
+
 // counted is a counter of the pusher's, or a gauge.
 func (p *pusher) counted(name string, labels map[string]string) float64 {
 	p.t.Helper()
