@@ -332,7 +332,7 @@ func TestPushEndsWhatIsUnderWay(t *testing.T) {
 		first := d.add(2)
 		d.add(1)
 		g := newGate()
-		p := d.pushGracefully(&spy{Target: r.target(), after: g.after}, time.Minute, func(c *feed.PushConfig) { c.Limit = 1 })
+		p := d.pushAt(&spy{Target: r.target(), after: g.after}, func(p *feed.Pusher) { p.Hasten(time.Minute) }, func(c *feed.PushConfig) { c.Limit = 1 })
 		g.next(t)
 		p.cancel()
 		g.pass(t)
