@@ -60,7 +60,11 @@ func TestPushAfterACrash(t *testing.T) {
 		await(t, r, 1, 2, 3, 1, 2, 3, 4, 5)
 		d.awaitPosition(head)
 		p.stop()
-		if before, after := crash.seen(), p.seen(); len(before) != 1 || before[0].Key != after[0].Key || after[0].Key == after[1].Key {
+		before, after := crash.seen(), p.seen()
+		if len(before) != 1 || len(after) != 2 {
+			t.Fatalf("%d deliveries before the crash, %d after it", len(before), len(after))
+		}
+		if before[0].Key != after[0].Key || after[0].Key == after[1].Key {
 			t.Errorf("keys %q, then %q and %q; want the first two alike", before[0].Key, after[0].Key, after[1].Key)
 		}
 	})
@@ -136,6 +140,28 @@ type gate struct {
 
 func newGate() *gate { return &gate{make(chan feed.Delivery), make(chan struct{})} }
 
+// next waits for the next delivery.
+func (g *gate) next(t *testing.T) feed.Delivery {
+	t.Helper()
+	select {
+	case d := <-g.at:
+		return d
+	case <-time.After(time.Minute):
+		t.Fatal("no delivery")
+		return feed.Delivery{}
+	}
+}
+
+// pass lets it go on.
+func (g *gate) pass(t *testing.T) {
+	t.Helper()
+	select {
+	case g.let <- struct{}{}:
+	case <-time.After(time.Minute):
+		t.Fatal("no delivery waits")
+	}
+}
+
 func (g *gate) after(ctx context.Context, d feed.Delivery, err error) error {
 	select {
 	case g.at <- d:
@@ -162,18 +188,18 @@ func TestSeekWhileDelivering(t *testing.T) {
 		seek := func(position int64) {
 			d.exec("update feed_consumer set position = $1 where name = 'a'", position)
 		}
-		<-g.at // 1 is delivered
+		g.next(t) // 1 is delivered
 		seek(second)
-		g.let <- struct{}{} // its commit is void: 3 follows
-		<-g.at
+		g.pass(t) // its commit is void: 3 follows
+		g.next(t)
 		if s := d.state(); s.Position != second {
 			t.Errorf("position %d, want %d: the seek was overwritten", s.Position, second)
 		}
 		seek(0)
-		g.let <- struct{}{}
+		g.pass(t)
 		for range 4 { // all over again
-			<-g.at
-			g.let <- struct{}{}
+			g.next(t)
+			g.pass(t)
 		}
 		await(t, r, 1, 3, 1, 2, 3, 4)
 		d.awaitPosition(head)
@@ -206,13 +232,13 @@ func TestRemoveWhileDelivering(t *testing.T) {
 		d.add(1, 1)
 		g := newGate()
 		p := d.push(&spy{Target: r.target(), after: g.after}, func(c *feed.PushConfig) { c.Limit = 1 })
-		<-g.at
+		g.next(t)
 		waiting := d.push(&spy{Target: r.target()}, nil)
 		eventually(t, "the other stands by", func() bool { return waiting.Status().Standby != "" })
 		d.exec("delete from feed_consumer where name = 'a'")
-		g.let <- struct{}{}
-		<-p.ended
-		<-waiting.ended // has the lock now, and does not bring it back
+		g.pass(t)
+		p.await()
+		waiting.await() // has the lock now, and does not bring it back
 		if !p.Status().Removed || !waiting.Status().Removed || p.logged("was removed") != 1 {
 			t.Errorf("status %+v and %+v", p.Status(), waiting.Status())
 		}
@@ -258,16 +284,21 @@ func TestPushWithoutItsLock(t *testing.T) {
 			broken <- err
 			return err
 		}}, nil)
-		before := <-g.at
+		before := g.next(t)
 		d.exec("select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and granted and objsubid = 1 and database = (select oid from pg_database where datname = current_database())")
-		if err := <-broken; !errors.Is(err, context.Canceled) { // nobody has let it go
-			t.Errorf("the delivery ended with %v", err)
+		select {
+		case err := <-broken: // nobody has let it go
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("the delivery ended with %v", err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("the delivery goes on without the lock")
 		}
 		if s := d.state(); s.Position != 0 {
 			t.Errorf("position %d was committed without the lock", s.Position)
 		}
-		again := <-g.at
-		g.let <- struct{}{}
+		again := g.next(t)
+		g.pass(t)
 		d.awaitPosition(head)
 		if again.Key != before.Key || p.logged("lost the session") != 1 {
 			t.Errorf("keys %q and %q, %d lines", before.Key, again.Key, p.logged("lost the session"))
@@ -301,11 +332,11 @@ func TestPushEndsWhatIsUnderWay(t *testing.T) {
 		first := d.add(2)
 		d.add(1)
 		g := newGate()
-		p := d.pushGracefully(&spy{Target: r.target(), after: g.after}, time.Minute, func(c *feed.PushConfig) { c.Limit = 1 })
-		<-g.at
+		p := d.pushAt(&spy{Target: r.target(), after: g.after}, func(p *feed.Pusher) { p.Hasten(time.Minute) }, func(c *feed.PushConfig) { c.Limit = 1 })
+		g.next(t)
 		p.cancel()
-		g.let <- struct{}{}
-		<-p.ended
+		g.pass(t)
+		p.await()
 		if s := d.state(); s.Position != first || s.Delivering != 0 {
 			t.Errorf("%+v, want position %d", s, first)
 		}

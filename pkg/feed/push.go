@@ -117,6 +117,7 @@ type Pusher struct {
 
 	// Of the goroutine that works.
 	current, next    *held
+	at               int64     // where the consumer stood in the latest round
 	narrow           span      // pages within are cut to single batches
 	tries            int       // errors in a row
 	idle             int       // rounds in a row without rows

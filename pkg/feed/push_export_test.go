@@ -17,6 +17,9 @@ func (p *Pusher) Hasten(grace time.Duration) {
 	}
 }
 
+// Tire makes each pause after an error one of hours.
+func (p *Pusher) Tire() { p.t.firstPause, p.t.lastPause = 100*time.Hour, 100*time.Hour }
+
 // Backoff is the pause after err.
 func (p *Pusher) Backoff(err error) time.Duration { return p.backoff(err) }
 

@@ -58,10 +58,11 @@ type pusher struct {
 // push runs a pusher of consumer "a", with connections of its own, until the test ends or stop is called.
 func (d *database) push(s *spy, change func(*feed.PushConfig)) *pusher {
 	d.t.Helper()
-	return d.pushGracefully(s, time.Millisecond, change)
+	return d.pushAt(s, func(p *feed.Pusher) { p.Hasten(time.Millisecond) }, change)
 }
 
-func (d *database) pushGracefully(s *spy, grace time.Duration, change func(*feed.PushConfig)) *pusher {
+// pushAt is push at another tempo.
+func (d *database) pushAt(s *spy, tempo func(*feed.Pusher), change func(*feed.PushConfig)) *pusher {
 	d.t.Helper()
 	c := feed.PushConfig{Name: "a", Target: "test", Limit: 100, DeadLetterAfter: 3}
 	if change != nil {
@@ -74,7 +75,7 @@ func (d *database) pushGracefully(s *spy, grace time.Duration, change func(*feed
 	if p.Pusher, err = feed.NewPusher(c, pool, feed.New(pool, pool), s, zap.New(core), feed.NewPushMetrics(reg)); err != nil {
 		d.t.Fatal(err)
 	}
-	p.Hasten(grace)
+	tempo(p.Pusher)
 	var ctx context.Context
 	ctx, p.cancel = context.WithCancel(context.WithoutCancel(d.t.Context()))
 	go func() {
@@ -88,6 +89,16 @@ func (d *database) pushGracefully(s *spy, grace time.Duration, change func(*feed
 func (p *pusher) stop() {
 	p.cancel()
 	<-p.ended
+}
+
+// await waits until it has ended by itself.
+func (p *pusher) await() {
+	p.t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(time.Minute):
+		p.t.Fatal("the pusher goes on")
+	}
 }
 
 // counted is a counter of the pusher's, or a gauge.

@@ -30,6 +30,7 @@ func (p *Pusher) RunOnce(ctx context.Context) (Pushed, error) {
 	if !known || c.Target == "" { // or made anew by a reader since
 		return Pushed{}, errRemoved
 	}
+	p.at = c.Position
 	if err := p.retryDead(ctx); err != nil {
 		return Pushed{}, err
 	}
@@ -213,11 +214,10 @@ func (p *Pusher) backoff(err error) time.Duration {
 
 // wait is rest that ends early when somebody moves or removes the consumer.
 func (p *Pusher) wait(ctx context.Context, pause time.Duration) {
-	before, known, err := store.ReadPush(ctx, p.pool, p.cfg.Name)
 	for end := time.Now().Add(pause); ctx.Err() == nil && time.Until(end) > 0; {
 		p.rest(ctx, min(p.t.look, time.Until(end)))
-		now, still, err2 := store.ReadPush(ctx, p.pool, p.cfg.Name)
-		if err == nil && err2 == nil && known && (!still || now.Position != before.Position) {
+		now, still, err := store.ReadPush(ctx, p.pool, p.cfg.Name)
+		if err == nil && (!still || now.Position != p.at) {
 			return
 		}
 	}

@@ -223,3 +223,20 @@ func TestRefusalsOutliveAProcess(t *testing.T) {
 		t.Errorf("%d deliveries after %d refusals, want 1 more", n, attempts)
 	}
 }
+
+// Who seeks need not wait for the end of a pause.
+func TestSeekEndsAPause(t *testing.T) {
+	t.Parallel()
+	d, r := newDatabase(t), newWebhook(t)
+	first := d.add(2)
+	d.add(2)
+	r.away(true)
+	d.pushAt(&spy{Target: r.target()}, func(p *feed.Pusher) {
+		p.Hasten(time.Millisecond)
+		p.Tire()
+	}, nil)
+	d.awaitState("a failure", func(s store.PushState) bool { return !s.FailingSince.IsZero() })
+	r.away(false)
+	d.exec("update feed_consumer set position = $1, delivering = null where name = 'a'", first)
+	await(t, r, 3, 4)
+}

@@ -255,12 +255,15 @@ func TestEndpointsThatBreakOff(t *testing.T) {
 // An endpoint that says 200 without having read the page has not taken it.
 func TestSuccessBeforeTheWholeBody(t *testing.T) {
 	t.Parallel()
+	judged := make(chan struct{})
 	url := raw(t, func(c net.Conn) {
 		readRequest(t, c)
-		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-		_, _ = io.Copy(io.Discard, io.LimitReader(c, 1<<10))
+		_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+		<-judged
 	})
-	weather(t, target(t, url, nil).Deliver(t.Context(), delivery(1000, 100_000)))
+	err := target(t, url, nil).Deliver(t.Context(), delivery(1000, 100_000))
+	close(judged)
+	weather(t, err, "it answered 200 OK before it had the whole body")
 }
 
 func TestEndpointsThatAreSlow(t *testing.T) {
