@@ -46,13 +46,7 @@ const (
 func BenchmarkPath(b *testing.B) {
 	for range b.N {
 		r := measure(b, full)
-		text := r.markdown()
-		fmt.Print("\n", text, "\n")
-		if *out != "" {
-			if err := writePart(*out, text); err != nil {
-				b.Fatal(err)
-			}
-		}
+		deliver(b, r.markdown())
 		b.ReportMetric(r.median(func(rep repetition) float64 { return rep.ingest.cpuPerRow() }), "cpu-µs/row")
 	}
 }
