@@ -54,8 +54,13 @@ func (d *database) makePayloads() {
 		name      string
 		low, high float64
 	}{
-		{"TP2", -0.02, 10.6}, {"TP3", 8.1, 10.3}, {"H1", -0.02, 10.3}, {"DV_pressure", -0.03, 8.1}, {"Reservoirs", 8.1, 10.3},
-		{"Oil_temperature", 45, 75}, {"Motor_current", 0.02, 9.3},
+		{"TP2", -0.02, 10.6},
+		{"TP3", 8.1, 10.3},
+		{"H1", -0.02, 10.3},
+		{"DV_pressure", -0.03, 8.1},
+		{"Reservoirs", 8.1, 10.3},
+		{"Oil_temperature", 45, 75},
+		{"Motor_current", 0.02, 9.3},
 	}
 	var b strings.Builder
 	b.WriteString("create table bench_payload (n bigint primary key, payload jsonb not null); insert into bench_payload values ")
