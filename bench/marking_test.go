@@ -119,6 +119,7 @@ func (h *house) markOwn(days days, batch, parts int) markingRun {
 		})
 		h.stop(p)
 		d.expect("select count(*) from telemetry where processed", days.total())
+		d.expect("select count(distinct xmin::text) from telemetry_batch", days.total()/batch) // a transaction each
 		return d.ledgerTimes(days.total(), parts)
 	})
 }
