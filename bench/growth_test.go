@@ -50,6 +50,7 @@ func BenchmarkGrowth(b *testing.B) {
 
 // TestGrowth says that every batch is marked whole, in each way and at each size.
 func TestGrowth(t *testing.T) {
+	t.Parallel()
 	s := growthSize{
 		partitions: []int{2, 4}, rows: 500, batches: 3,
 		rounds: map[growthWay]int{withBounds: 4, byIDAlone: 3, withoutIndex: 2},

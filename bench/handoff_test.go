@@ -31,8 +31,9 @@ func BenchmarkHandoff(b *testing.B) {
 
 // TestHandoff says that each row comes once and in order, in each way of reading.
 func TestHandoff(t *testing.T) {
+	t.Parallel()
 	s := handoffSize{
-		latency: latencySize{rate: 500, warm: 1, seconds: 2},
+		latency: latencySize{rate: 500, warm: 1, seconds: 1},
 		catchUp: catchUpSize{days: 2, rows: 4000, lines: []int{1000, 20}, parts: 2, repetitions: 1},
 	}
 	r := measureHandoff(t, s)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -36,16 +37,36 @@ type house struct {
 func newHouse(ctx context.Context, tb testing.TB, more ...setting) *house {
 	tb.Helper()
 	h := newServer(ctx, tb, more...)
-	h.bin = tb.TempDir()
-	out, err := exec.CommandContext(ctx, "go", append(append([]string{"build"}, buildFlags...), "-o", h.bin, "plenum/cmd/ingest", "plenum/cmd/syncjob")...).CombinedOutput()
-	if err != nil {
-		tb.Fatalf("build the programs: %v\n%s", err, out)
-	}
+	var err error
+	h.bin, err = programs()
+	h.check(err)
 	// Its saves would stop the broker now and then, for longer than a batch takes.
 	h.broker, err = devenv.StartMosquitto(ctx, devenv.MosquittoConfig{Lines: []string{"persistence false", "log_type error"}})
 	h.check(err)
 	tb.Cleanup(func() { report(tb, h.broker.Stop()) })
 	return h
+}
+
+// programs builds the programs, once for all measurements of this process, and returns their directory, which TestMain removes.
+var programs = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "plenum-bench-"); err != nil {
+		return "", err
+	}
+	programsDir = dir
+	args := append(append([]string{"build"}, buildFlags...), "-o", dir, "plenum/cmd/ingest", "plenum/cmd/syncjob")
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+var programsDir string // "" while there is none
+
+func removePrograms() error {
+	if programsDir == "" {
+		return nil
+	}
+	return os.RemoveAll(programsDir)
 }
 
 // setting is one of PostgreSQL's, instead of that of deploy/.

@@ -31,6 +31,7 @@ func BenchmarkLedger(b *testing.B) {
 
 // TestLedger says that the ledger counts each row once, and that each statement's WAL is found.
 func TestLedger(t *testing.T) {
+	t.Parallel()
 	r := measureLedger(t, ledgerSize{repetitions: 1, rates: []int{100, 2000}, seconds: 1})
 	for _, l := range r.runs {
 		for _, s := range []string{statementLines, statementPositions, statementRows, statementMarks} {

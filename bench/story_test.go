@@ -39,6 +39,7 @@ func BenchmarkStory(b *testing.B) {
 
 // TestStory says that each variant marks what it is said to, and that the cold ones read from the disk.
 func TestStory(t *testing.T) {
+	t.Parallel()
 	s := storySize{days: 8, rows: 970, rounds: 2, perRound: 3, budget: time.Minute, cold: 1}
 	r := measureStory(t, s)
 	for n, v := range r.variants {
