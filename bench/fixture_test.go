@@ -112,6 +112,18 @@ func (d days) ledgerSQL(lineRows int, processed bool) string {
 // markSQL is the statement that pkg/store sends for each day of a batch.
 const markSQL = "update telemetry set processed = true where id = any($1) and last_modified >= $2 and last_modified < $3"
 
+// The statements of the same transaction on the ledger: claiming a line, whose day is the first live one or later, and giving it its
+// position.
+const (
+	claimSQL = `select batch_id, first_id, last_id, row_count, day, created_at, coalesce(feed_position, 0) from telemetry_batch
+		where processed_at is null and set_aside_at is null and day >= $1 order by batch_id limit $2 for update skip locked`
+	positionLockSQL = `select pg_advisory_xact_lock(1, hashtext(current_schema()))`
+	positionSQL     = `with p as materialized (
+			select batch_id, nextval('telemetry_feed_position_seq') as position from unnest($1::bigint[]) as l(batch_id))
+		update telemetry_batch b set processed_at = clock_timestamp(), feed_position = p.position, attempts = b.attempts + 1
+		from p where b.batch_id = p.batch_id and b.processed_at is null and b.day >= $2 and b.day <= $3`
+)
+
 // storySQL makes a table with the columns of ours and the indexes of the system that Plenum replaces: look-ups of a device, ranges of
 // time, and two partial ones for the sync job's search.
 func storySQL(table, key, options string) string {

@@ -16,7 +16,7 @@ type handoffSize struct {
 }
 
 var fullHandoff = handoffSize{
-	latency: latencySize{rate: 1000, warm: 10, seconds: 75},
+	latency: latencySize{rate: 1000, warm: 5, seconds: 60},
 	catchUp: catchUpSize{days: 5, rows: 1_000_000, lines: []int{5000, 20}, parts: 5, repetitions: 3},
 }
 

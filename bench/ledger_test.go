@@ -18,7 +18,7 @@ type ledgerSize struct {
 	seconds     int   // of each repetition
 }
 
-var fullLedger = ledgerSize{repetitions: 3, rates: []int{50, 500, 5000}, seconds: 30}
+var fullLedger = ledgerSize{repetitions: 3, rates: []int{50, 500, 5000}, seconds: 25}
 
 // BenchmarkLedger measures what the ledger adds to a row at several rates, with all programs running.
 func BenchmarkLedger(b *testing.B) {

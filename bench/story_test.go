@@ -19,7 +19,7 @@ type storySize struct {
 	cold       int // batches of each variant, each after a restart
 }
 
-var fullStory = storySize{days: 8, rows: 970_000, rounds: 3, perRound: 20, budget: 6 * time.Second, cold: 5}
+var fullStory = storySize{days: 8, rows: 970_000, rounds: 3, perRound: 20, budget: 4 * time.Second, cold: 5}
 
 const (
 	storyBatch = 50 // ids
