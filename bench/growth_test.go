@@ -302,7 +302,7 @@ whose claim looks at each live day's part of the ledger. Partitions touched are 
 		}
 	}
 	fmt.Fprintf(&b, "\nGoal: with %d partitions the update takes at most %.2f of the time with %d. It takes %.2f: the goal %s.\n"+
-		"With the claim and the position it takes %.2f. Of that the same %s.\n", most, growthGoal, fewest,
+		"With the claim and the position it takes %.2f: for the whole transaction the goal %s.\n", most, growthGoal, fewest,
 		r.ratio(withBounds), verdict(r.ratio(withBounds)), r.ratio(wholeMark), verdict(r.ratio(wholeMark)))
 	return b.String()
 }
