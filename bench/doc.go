@@ -8,6 +8,15 @@
 // BenchmarkPartitions is about those who insert while partitions are kept: a load whose batches are due at fixed instants, an analytic
 // query that holds its snapshot, and an operation by pkg/partman, by plain SQL or by pg_partman, each on a copy of its keeper's fixture.
 //
+// BenchmarkStory, BenchmarkGrowth and BenchmarkMarking are about the update that sets processed: on the tables of the system that Plenum
+// replaces, with each remedy that was tried there, against the number of partitions, and sustained. Their updates are the statements
+// that the programs send, each in a transaction that is rolled back where all variants have to find the same state. BenchmarkLedger is
+// what the ledger adds to a row at several rates. BenchmarkHandoff is about the consumer: how soon it has a row, and how fast it catches
+// up; it knows no more of the feed than its HTTP.
+//
+// The rows of these are made by the server, with the shape of an air compressor's signals: see days and makePayloads. Only
+// BenchmarkMarking and BenchmarkLedger have autovacuum, since what is measured there would look better, or worse, without.
+//
 // What must hold, for the figures to mean what they say:
 //
 //   - Everything measured is the product's binary, or code that has no other work in its process; what a process spends on
@@ -15,5 +24,6 @@
 //   - Both sides of a comparison see the same messages, store into the same kind of partition with the same indexes and
 //     settings, and take turns in going first. Ratios are of one repetition.
 //   - All rows are counted at the end: a repetition that lost or doubled one is no measurement but an error.
-//   - PostgreSQL runs with fsync, and no checkpoint falls into a measurement, so that no WAL figure depends on when one began.
+//   - PostgreSQL runs with fsync, and no checkpoint falls into a measurement, nor between the writing of rows and a measured change of
+//     them, so that no WAL figure depends on when one began. CREATE and DROP DATABASE are checkpoints.
 package bench

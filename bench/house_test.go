@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -33,14 +34,12 @@ type house struct {
 	admin      *pgx.Conn // of the database postgres, for what is the server's
 }
 
-func newHouse(ctx context.Context, tb testing.TB) *house {
+func newHouse(ctx context.Context, tb testing.TB, more ...setting) *house {
 	tb.Helper()
-	h := newServer(ctx, tb)
-	h.bin = tb.TempDir()
-	out, err := exec.CommandContext(ctx, "go", append(append([]string{"build"}, buildFlags...), "-o", h.bin, "plenum/cmd/ingest", "plenum/cmd/syncjob")...).CombinedOutput()
-	if err != nil {
-		tb.Fatalf("build the programs: %v\n%s", err, out)
-	}
+	h := newServer(ctx, tb, more...)
+	var err error
+	h.bin, err = programs()
+	h.check(err)
 	// Its saves would stop the broker now and then, for longer than a batch takes.
 	h.broker, err = devenv.StartMosquitto(ctx, devenv.MosquittoConfig{Lines: []string{"persistence false", "log_type error"}})
 	h.check(err)
@@ -48,25 +47,60 @@ func newHouse(ctx context.Context, tb testing.TB) *house {
 	return h
 }
 
+// programs builds the programs, once for all measurements of this process, and returns their directory, which TestMain removes.
+var programs = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "plenum-bench-"); err != nil {
+		return "", err
+	}
+	programsDir = dir
+	args := append(append([]string{"build"}, buildFlags...), "-o", dir, "plenum/cmd/ingest", "plenum/cmd/syncjob")
+	if out, err := exec.Command("go", args...).CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build the programs: %w\n%s", err, out)
+	}
+	return dir, nil
+})
+
+var programsDir string // "" while there is none
+
+func removePrograms() error {
+	if programsDir == "" {
+		return nil
+	}
+	return os.RemoveAll(programsDir)
+}
+
+// setting is one of PostgreSQL's, instead of that of deploy/.
+type setting struct{ name, value string }
+
 // newServer is a house with PostgreSQL alone.
-func newServer(ctx context.Context, tb testing.TB) *house {
+func newServer(ctx context.Context, tb testing.TB, more ...setting) *house {
 	tb.Helper()
 	h := &house{tb: tb, ctx: ctx}
 	settings, err := deployed("../deploy/postgresql/plenum.conf")
 	h.check(err)
 	settings["autovacuum"] = "off" // it would fall into one measurement and not into another
+	for _, s := range more {
+		settings[s.name] = s.value
+	}
 	h.postgres, err = devenv.StartPostgres(ctx, devenv.PostgresConfig{BinDir: devenv.PostgresBinDir(os.Getenv), Fsync: true, Settings: settings})
 	h.check(err)
 	tb.Cleanup(func() { report(tb, h.postgres.Stop()) })
-	h.admin, err = pgx.Connect(ctx, h.postgres.URL("postgres"))
-	h.check(err)
+	h.connectAdmin()
 	tb.Cleanup(func() { report(tb, h.admin.Close(context.Background())) })
+	return h
+}
+
+// connectAdmin connects to the server that runs now, and finds its first process.
+func (h *house) connectAdmin() {
+	h.tb.Helper()
+	var err error
+	h.admin, err = pgx.Connect(h.ctx, h.postgres.URL("postgres"))
+	h.check(err)
 	var backend string
-	h.check(h.admin.QueryRow(ctx, "select pg_backend_pid()::text").Scan(&backend))
+	h.check(h.admin.QueryRow(h.ctx, "select pg_backend_pid()::text").Scan(&backend))
 	times, err := readTimes(backend)
 	h.check(err)
 	h.postmaster = times.parent
-	return h
 }
 
 func report(tb testing.TB, err error) {
@@ -235,7 +269,12 @@ func (h *house) wait(p *process) spent {
 // await calls check at the interval until it returns nil, for waitLimit at most.
 func (h *house) await(interval time.Duration, check func() error) {
 	h.tb.Helper()
-	limit := time.NewTimer(waitLimit)
+	h.awaitFor(waitLimit, interval, check)
+}
+
+func (h *house) awaitFor(long, interval time.Duration, check func() error) {
+	h.tb.Helper()
+	limit := time.NewTimer(long)
 	defer limit.Stop()
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -247,7 +286,7 @@ func (h *house) await(interval time.Duration, check func() error) {
 		select {
 		case <-tick.C:
 		case <-limit.C:
-			h.tb.Fatalf("still after %s: %v", waitLimit, err)
+			h.tb.Fatalf("still after %s: %v", long, err)
 		}
 	}
 }

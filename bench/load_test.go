@@ -118,6 +118,10 @@ func quantile(samples []sample, q float64) time.Duration {
 	for i, s := range samples {
 		all[i] = s.latency
 	}
-	slices.Sort(all)
+	return quantileOf(all, q)
+}
+
+func quantileOf(all []time.Duration, q float64) time.Duration {
+	all = slices.Sorted(slices.Values(all))
 	return all[min(len(all)-1, int(q*float64(len(all))))]
 }

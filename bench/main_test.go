@@ -22,7 +22,12 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if err := removePrograms(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		code = 1
+	}
+	os.Exit(code)
 }
 
 // size is how much is measured.
@@ -46,13 +51,7 @@ const (
 func BenchmarkPath(b *testing.B) {
 	for range b.N {
 		r := measure(b, full)
-		text := r.markdown()
-		fmt.Print("\n", text, "\n")
-		if *out != "" {
-			if err := writePart(*out, text); err != nil {
-				b.Fatal(err)
-			}
-		}
+		deliver(b, r.markdown())
 		b.ReportMetric(r.median(func(rep repetition) float64 { return rep.ingest.cpuPerRow() }), "cpu-µs/row")
 	}
 }

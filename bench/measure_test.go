@@ -98,15 +98,15 @@ func (h *house) repeat(n int, s size) (rep repetition) {
 		func() { rep.plain = h.plain(plain, s.rows, idlePlain) },
 		func() { rep.bare = h.ingest(bare, "bare", s.rows, rep.idleIngest) })
 	rep.bare.perSecond = bare.storedPerSecond(s.rows)
-	bare.drop()
 	own.exec("analyze telemetry, telemetry_batch") // as autovacuum would have by then
 	plain.exec("analyze telemetry")
 	h.inTurn(n, func() { rep.sync = h.sync(own, s.rows, rep.idleSync) }, func() { rep.loop = h.loop(plain, s.rows) })
 	rep.ingest.perSecond, rep.plain.perSecond = own.storedPerSecond(s.rows), plain.storedPerSecond(s.rows)
 	own.expect("select max(pg_column_size(payload)) from telemetry", jsonbBytes)
 	h.inTurn(n, func() { rep.live = h.live(own, s, rep.idleIngest) }, func() { rep.plainLive = h.plainLive(plain, s, idlePlain) })
-	own.drop()
-	plain.drop()
+	for _, d := range []*database{own, plain, bare} {
+		d.drop() // only now: dropping a database is a checkpoint, after which each page's first change writes it whole
+	}
 	return rep
 }
 

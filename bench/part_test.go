@@ -2,6 +2,7 @@ package bench
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,6 +38,18 @@ func writePart(file, text string) error {
 		parts[n] = strings.TrimRight(parts[n], "\n")
 	}
 	return os.WriteFile(file, []byte(strings.Join(parts, "\n\n")+"\n"), 0o644)
+}
+
+// deliver prints a benchmark's report, and makes it a part of -out.
+func deliver(b *testing.B, text string) {
+	b.Helper()
+	fmt.Print("\n", text, "\n")
+	if *out == "" {
+		return
+	}
+	if err := writePart(*out, text); err != nil {
+		b.Fatal(err)
+	}
 }
 
 func TestWritePart(t *testing.T) {

@@ -32,13 +32,7 @@ var fullPartitions = partitionSize{
 func BenchmarkPartitions(b *testing.B) {
 	for range b.N {
 		r := measurePartitions(b, fullPartitions)
-		text := r.markdown()
-		fmt.Print("\n", text, "\n")
-		if *out != "" {
-			if err := writePart(*out, text); err != nil {
-				b.Fatal(err)
-			}
-		}
+		deliver(b, r.markdown())
 		b.ReportMetric(float64(r.worst(ours(0).name, archive).Milliseconds()), "ms-longest-insert")
 	}
 }

@@ -61,7 +61,11 @@ func (r *results) sorted(figure func(repetition) float64) []float64 {
 
 // span shows the median of a figure with its least and greatest value.
 func (r *results) span(decimals int, figure func(repetition) float64) string {
-	all := r.sorted(figure)
+	return spanOf(decimals, r.sorted(figure))
+}
+
+// spanOf is that of values in ascending order.
+func spanOf(decimals int, all []float64) string {
 	show := func(v float64) string { return grouped(fmt.Sprintf("%.*f", decimals, v)) }
 	return fmt.Sprintf("%s (%s–%s)", show(all[len(all)/2]), show(all[0]), show(all[len(all)-1]))
 }
