@@ -98,7 +98,9 @@ func handoffRound(t *testing.T, seed uint64, total *handoffTotals) {
 	inside.await(t, len(want))
 	h.hook.await(t, len(want))
 	h.log.await(t, len(want))
-	h.retire()
+	h.retire() // archives what is past its retention,
+	h.retire() // and drops what of it is past that of the archive
+	asleep.from.Store(h.syncjobs[1])
 	h.retired(asleep)
 
 	for name, end := range map[string]func() error{"http": http1Done, "slow": slowDone, "inside": insideDone} {
@@ -166,7 +168,7 @@ func (h *handoff) disturb() {
 		h.syncjobs[1].awaitReady()
 	case 3:
 		h.total.cuts++
-		h.exec(`select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'syncjob@%' or usename = 'inside'`)
+		h.exec(`select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'plenum-syncjob@%' or usename = 'inside'`)
 	case 4:
 		h.total.away++
 		away := h.random.IntN(2) == 0
