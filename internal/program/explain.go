@@ -19,6 +19,7 @@ const (
 	trialLockTimeout = 100 * time.Millisecond
 	trialSample      = 5000  // rows of a batch
 	trialRows        = 10000 // that a statement may touch
+	smallRelation    = 5000  // rows, up to which a scan beside a good index is no fault
 )
 
 // A Trial is what one statement did to the batch, before it was rolled back.
@@ -130,9 +131,10 @@ func newTrials(s store.Sample) Trials {
 }
 
 // inTrial calls f in a bounded transaction that is rolled back whatever f does. The search path ends with the temporary
-// schema, so that no temporary table stands for another.
+// schema, so that no temporary table stands for another. Where this process is killed, PostgreSQL notices within a second.
 func inTrial(ctx context.Context, a *App, f func(pgx.Tx) error) error {
-	const q = `select set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true), set_config('search_path', $3, true)`
+	const q = `select set_config('statement_timeout', $1, true), set_config('lock_timeout', $2, true), set_config('search_path', $3, true),
+		set_config('client_connection_check_interval', '500ms', true)`
 	return rolledBack(ctx, a.pool, func(tx pgx.Tx) error {
 		path := pgx.Identifier{a.Settings.Database.Schema}.Sanitize() + ", pg_temp"
 		if _, err := tx.Exec(ctx, q, trialTimeout.String(), trialLockTimeout.String(), path); err != nil {
@@ -264,7 +266,12 @@ func (t *Trial) add(plan queryplan.Plan, r trialRun) {
 
 // judge says in words what the figures show.
 func (t *Trial) judge() {
+	small := map[string]bool{}
 	for _, f := range t.Faults {
+		if f.Cause == queryplan.NotChosen && f.Analyzed && f.Scan.RowsRead < smallRelation {
+			small[f.Relation] = true
+			continue
+		}
 		t.Verdict = append(t.Verdict, f.String())
 	}
 	if !t.Completed || t.Runs == 0 {
@@ -281,7 +288,11 @@ func (t *Trial) judge() {
 		t.Verdict = append(t.Verdict, fmt.Sprintf("%s rows more than the batch has", queryplan.Thousands(-missing)))
 	}
 	if len(t.Verdict) == 0 {
-		t.Verdict = append(t.Verdict, fmt.Sprintf("every row is matched, by index in %s", plural(len(t.relations()), "partition")))
+		text := fmt.Sprintf("every row is matched, in %s", plural(t.Touched(), "partition"))
+		if len(small) > 0 {
+			text += fmt.Sprintf(", %d of them so small that a scan costs less than their index", len(small))
+		}
+		t.Verdict = append(t.Verdict, text)
 	}
 }
 

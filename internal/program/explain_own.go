@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgtype"
 
 	"plenum/pkg/store"
 )
@@ -36,6 +37,9 @@ func readVariant(ctx context.Context, a *App, sql string) (store.Variant, error)
 		default:
 			return Usagef("--sql: the statement has %d parameters; it may have none, $1 for the ids (bigint[]), or $1, $2 and $3: then it is run once a day, with $2 and $3 as the day's bounds (timestamptz)", n)
 		}
+		if err := checkParams(d.ParamOIDs); err != nil {
+			return err
+		}
 		// A utility statement is prepared all right, and has no plan.
 		var answer []byte
 		args := append([]any{pgx.QueryExecModeDescribeExec}, make([]any, len(d.ParamOIDs))...) // nulls will do
@@ -45,6 +49,19 @@ func readVariant(ctx context.Context, a *App, sql string) (store.Variant, error)
 		return nil
 	})
 	return v, err
+}
+
+// checkParams refuses parameters of types that ids and bounds cannot be given as.
+func checkParams(types []uint32) error {
+	for i, oid := range types {
+		switch {
+		case i == 0 && oid != pgtype.Int8ArrayOID && oid != pgtype.Int4ArrayOID:
+			return Usagef("--sql: $1 is no bigint[], which the ids are; write $1::bigint[] where it is not clear")
+		case i > 0 && oid != pgtype.TimestamptzOID && oid != pgtype.TimestampOID && oid != pgtype.DateOID:
+			return Usagef("--sql: $%d is no timestamptz, which the day's bounds are; write $%[1]d::timestamptz where it is not clear", i+1)
+		}
+	}
+	return nil
 }
 
 // planless words the refusal of EXPLAIN.
