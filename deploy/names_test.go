@@ -38,6 +38,7 @@ var documented = map[string][]string{
 	"plenum_partition_retire_blocked":              {"reason", "table"},
 	"plenum_partition_runway_seconds":              {"table"},
 	"plenum_partitions":                            {"table"},
+	"plenum_plan_findings":                         {"statement"},
 	"plenum_ready":                                 nil,
 	"plenum_sync_batch_duration_seconds_bucket":    {"le"},
 	"plenum_sync_batch_duration_seconds_count":     nil,
