@@ -226,7 +226,7 @@ func mentions(cond, column string) bool {
 }
 
 var (
-	literals   = regexp.MustCompile(`'(?:[^']|'')*'`)
+	literals   = regexp.MustCompile(`'(?:[^']|'')*'(?:::[\w\[\]]+)?`)
 	columnName = regexp.MustCompile(`"(?:[^"]|"")*"|[\p{L}_][\p{L}\p{N}_$]*`)
 	// equality is a column beside = or = ANY, with or without its table's alias.
 	equality = regexp.MustCompile(`(?:(?:"(?:[^"]|"")*"|[\p{L}_][\p{L}\p{N}_$]*)\.)?("(?:[^"]|"")*"|[\p{L}_][\p{L}\p{N}_$]*)(?:\)::\w+)? = `)

@@ -1,6 +1,7 @@
 package queryplan_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"plenum/internal/devenv/devtest"
 	"plenum/pkg/queryplan"
 )
 
@@ -54,6 +56,14 @@ func TestFaults(t *testing.T) {
 		},
 		"a text with the column's name and an equals sign": {
 			"", "select from event_p1 where kind = 'id = 3'", nil, true, nil, []string{"sequential scan of event_p1: no index on kind"},
+		},
+		"the same, before the column": {
+			"", "select from event_p1 where 'id = 3' = kind", nil, true, nil, []string{"sequential scan of event_p1: the statement names no value of a column"},
+		},
+		"a whole index that is walked": {
+			"", "select from event_p2 order by id limit 1", nil, true,
+			[]queryplan.Need{{Table: "event", Column: "id", Walked: true}},
+			[]string{"scan by index event_p2_id_idx of event_p2: the index event_p2_id_idx on id was not chosen"},
 		},
 		"invalid": {
 			"update pg_index set indisvalid = false where indexrelid = 'event_p2_id_idx'::regclass", mark,
@@ -232,10 +242,22 @@ func TestRefused(t *testing.T) {
 			t.Errorf("%q: the transaction is %c", sql, status)
 		}
 	}
-	b := newBench(t)
-	b.tx.Conn().Config().DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
-	if _, err := queryplan.Explain(b.ctx, b.tx, queryplan.Options{}, "select 1; commit"); err == nil {
-		t.Error("two statements in the simple protocol")
+	cfg, err := pgx.ParseConfig(devtest.Database(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.DefaultQueryExecMode = pgx.QueryExecModeSimpleProtocol
+	conn, err := pgx.ConnectConfig(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := queryplan.Explain(t.Context(), tx, queryplan.Options{}, "select 1; commit"); err == nil || conn.PgConn().TxStatus() != 'E' {
+		t.Errorf("two statements, with the simple protocol as the default: %v", err)
 	}
 	if _, err := queryplan.Parse([]byte(`["Utility Statement"]`)); err == nil {
 		t.Error("a statement without a plan is parsed")

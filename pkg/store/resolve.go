@@ -60,9 +60,6 @@ func Resolve(ctx context.Context, owner *pgxpool.Pool, batchID int64, dryRun boo
 	if err := resolve(ctx, tx, batchID, dryRun, &r); err != nil {
 		return r, fmt.Errorf("resolve batch %d: %w", batchID, whoHolds(err))
 	}
-	if dryRun {
-		return r, nil
-	}
 	if err := tx.Commit(ctx); err != nil {
 		return r, fmt.Errorf("resolve batch %d: %w", batchID, err)
 	}
