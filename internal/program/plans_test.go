@@ -228,6 +228,7 @@ func TestPlanGuard(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer func() { _ = tx.Rollback(context.Background()) }() // where the test has failed
 	if _, err := tx.Exec(ctx, "lock table telemetry"); err != nil {
 		t.Fatal(err)
 	}
