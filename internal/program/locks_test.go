@@ -144,7 +144,7 @@ func TestNobodyWaits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer own.Release()
+	t.Cleanup(own.Release) // after the wait has ended
 	wait(k, own.Conn(), "begin; lock table telemetry_batch in access exclusive mode")
 	watch, err := watchLocks(t.Context(), k.owner, lookEvery)
 	if found, text := watch.ailments(); err != nil || len(found) > 0 || !strings.HasPrefix(text, "no session waited") {
