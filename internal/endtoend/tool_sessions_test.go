@@ -17,7 +17,7 @@ func TestToolSessions(t *testing.T) {
 	expect(1, "run plenumctl migrate up", "doctor")
 	expect(0, "version", "migrate", "up")
 	expect(0, "none", "sessions", "list")
-	expect(0, "nothing found", "doctor")
+	expect(0, "nothing found", "doctor", "--sample", "0")
 	ingest := s.ingest().awaitReady()
 	s.exec(`insert into mqtt_session (client_id, filters) values ('plenum-ingest-0', '{telemetry/+}'), ('plenum-ingest-1', '{telemetry/+,$share/g/x}'),
 		('other-0', '{a}') on conflict (client_id) do nothing`)
@@ -52,12 +52,12 @@ func TestToolSessions(t *testing.T) {
 	uses("other-0 configured, plenum-ingest-0 in use, plenum-ingest-1 orphaned", "--mqtt.client_id", "other")
 
 	const found = "plenum-ingest-1 is not configured and no process holds it: its session at the broker still queues messages; plenumctl sessions drain plenum-ingest-1\n"
-	if out := expect(3, found, "doctor"); strings.Count(out, "\n") != 2 {
+	if out := expect(3, found, "doctor", "--sample", "0"); strings.Count(out, "\n") != 2 {
 		t.Errorf("the doctor says:\n%s", out)
 	}
-	expect(3, `"do": "plenumctl sessions drain other-0"`, "doctor", "--output", "json", "--mqtt.connections", "2")
+	expect(3, `"do": "plenumctl sessions drain other-0"`, "doctor", "--sample", "0", "--output", "json", "--mqtt.connections", "2")
 	s.exec(`delete from mqtt_session where client_id = 'other-0'`)
-	expect(0, "nothing found", "doctor", "--mqtt.connections", "2")
+	expect(0, "nothing found", "doctor", "--sample", "0", "--mqtt.connections", "2")
 
 	drain := func(code int, want string, args ...string) {
 		t.Helper()
@@ -106,13 +106,13 @@ func TestToolSessionsDrain(t *testing.T) {
 		return nil
 	})
 	expect := s.expect()
-	expect(3, "plenumctl sessions drain plenum-ingest-1\n", "doctor")
+	expect(3, "plenumctl sessions drain plenum-ingest-1\n", "doctor", "--sample", "0")
 	drain := []string{"sessions", "drain", "plenum-ingest-1", "--quiet", "1s", "--mqtt.brokers", s.broker.URL()}
 	expect(0, "plenum-ingest-1: 100 messages received, 50 rows stored, 50 stored before, 0 quarantined\nplenum-ingest-1: the session is ended\n", drain...)
 	if n := s.count("telemetry"); n != 200 {
 		t.Errorf("%d rows are stored, want 200", n)
 	}
-	expect(0, "nothing found", "doctor")
+	expect(0, "nothing found", "doctor", "--sample", "0")
 	expect(1, `the broker has no session of "plenum-ingest-1"`, drain...)
 	expect(0, "plenum-ingest-1: the broker had no session; the client id is forgotten\n", append(drain, "--force")...)
 	expect(0, `"forgotten": true`, append(drain, "--force", "--output", "json")...)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"plenum/pkg/store"
 )
@@ -23,14 +24,17 @@ var checkups = []struct {
 	find func(context.Context, *App) ([]Ailment, error)
 }{
 	{"sessions", findOrphans},
+	{"sync", findSetAside},
+	{"plans", findSlowPlans},
 }
 
-// Doctor makes every check. One that fails stops none of the others; the error joins theirs.
-func Doctor(ctx context.Context, a *App) ([]Ailment, error) {
+// Doctor makes every check, and for the time of sample looks for sessions that wait for locks; 0 looks for none. One that fails
+// stops none of the others; the error joins theirs. text is what the look at the locks has seen and is no finding.
+func Doctor(ctx context.Context, a *App, sample time.Duration) (all []Ailment, text string, err error) {
 	if err := checkTool(ctx, a, false); err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	all := []Ailment{}
+	all = []Ailment{}
 	var errs []error
 	for _, c := range checkups {
 		found, err := c.find(ctx, a)
@@ -42,7 +46,30 @@ func Doctor(ctx context.Context, a *App) ([]Ailment, error) {
 			all = append(all, f)
 		}
 	}
-	return all, errors.Join(errs...)
+	if sample > 0 {
+		watch, err := watchLocks(ctx, a.owner, sample)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("check locks: %w", err))
+		} else {
+			var found []Ailment
+			found, text = watch.ailments()
+			for _, f := range found {
+				f.Check = "locks"
+				all = append(all, f)
+			}
+		}
+	}
+	return all, text, errors.Join(errs...)
+}
+
+// setAsideAilment is a ledger line that was given up.
+func setAsideAilment(l store.SetAsideLine) Ailment {
+	return Ailment{
+		Subject: fmt.Sprint("batch ", l.BatchID),
+		Message: fmt.Sprintf("batch %d of %s is set aside since %s: it counts %d rows, and %d are there", l.BatchID, l.Day.Format(time.DateOnly),
+			l.Since.UTC().Format(time.RFC3339), l.Rows, l.Found),
+		Do: fmt.Sprintf("find out who changed rows, then plenumctl sync resolve %d --dry-run", l.BatchID),
+	}
 }
 
 // findOrphans finds sessions at the broker that nobody will read again.

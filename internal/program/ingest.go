@@ -24,10 +24,12 @@ import (
 // Ingest runs the ingest daemon without its HTTP until ctx ends and it has drained.
 func Ingest(ctx context.Context, a *App) error {
 	begun := a.begin("start of ingest")
-	manager, err := newManager(a)
+	plans := newPlanGuard(a.owner, a.Log.With(zap.String("part", "plans")), a.Registry)
+	manager, err := newManagerWith(a, func(partman.Action) { plans.wake() })
 	if err != nil {
 		return err
 	}
+	plans.drifts = func() bool { return indexDrift(manager, a.Settings.Database.Schema) }
 	if err := prepareDatabase(ctx, a); err != nil {
 		return ended(ctx, err)
 	}
@@ -50,7 +52,7 @@ func Ingest(ctx context.Context, a *App) error {
 		lock.Unlock(ctx)
 		return ended(ctx, err)
 	}
-	p, err := newPath(a, manager)
+	p, err := newPath(a, manager, plans)
 	if err != nil {
 		lock.Unlock(ctx)
 		return err
@@ -128,11 +130,12 @@ type path struct {
 	schema     string // database.schema
 	quarantine *store.Quarantine
 	account    *account
+	plans      *planGuard
 	drain      time.Duration
 	lost       atomic.Pointer[string] // since when and why the session that holds the client ids is gone; nil while it lives
 }
 
-func newPath(a *App, manager *partman.Manager) (*path, error) {
+func newPath(a *App, manager *partman.Manager, plans *planGuard) (*path, error) {
 	s := a.Settings
 	decoder, err := telemetry.NewDecoder(s.telemetry())
 	if err != nil {
@@ -152,13 +155,14 @@ func newPath(a *App, manager *partman.Manager) (*path, error) {
 	}
 	p := &path{
 		client: client, pipeline: pipeline, manager: manager, schema: s.Database.Schema, quarantine: quarantine, drain: s.Ingest.DrainTimeout,
-		account: newAccount(a.pool, s.MQTT.ClientID, a.Registry),
+		account: newAccount(a.pool, s.MQTT.ClientID, a.Registry), plans: plans,
 	}
 	a.Health.Add(p.checkMQTT)
 	a.Health.Add(p.checkStore)
 	a.Health.Add(p.checkPartitions)
 	a.Health.Add(p.checkQuarantine)
 	a.Health.Add(p.checkDatabase)
+	a.Health.Add(plans.check)
 	return p, nil
 }
 
@@ -174,6 +178,7 @@ func (p *path) run(ctx context.Context, a *App, lock *store.NameLock) error {
 	parts.Go(func() { _ = p.client.Run(work) })
 	parts.Go(func() { _ = p.manager.Run(managing) })
 	parts.Go(func() { p.measure(managing, a) })
+	parts.Go(func() { p.plans.run(managing) })
 	storing.Go(func() { _ = p.pipeline.Run(work) })
 	parts.Go(func() {
 		if err := p.guardLock(managing, a, lock); err != nil { // until the broker is left

@@ -119,9 +119,14 @@ func checkOwner(ctx context.Context, a *App) error {
 
 // newManager returns the partition manager with Plenum's guards.
 func newManager(a *App) (*partman.Manager, error) {
+	return newManagerWith(a, nil)
+}
+
+// newManagerWith is newManager, with what is called after each action.
+func newManagerWith(a *App, acted func(partman.Action)) (*partman.Manager, error) {
 	g := guards{owner: a.owner, schema: a.Settings.Database.Schema}
 	return partman.New(partman.Config{
-		Pool: a.owner, Schema: a.Settings.Database.Schema, Prepare: g.prepare, Guard: g.guard,
+		Pool: a.owner, Schema: a.Settings.Database.Schema, Prepare: g.prepare, Guard: g.guard, Acted: acted,
 		MaxRetireBytes: a.Settings.Partition.MaxRetireBytes,
 		Log:            a.Log.With(zap.String("part", "partitions")), Registerer: a.Registry,
 	})

@@ -194,6 +194,7 @@ func (m *Manager) step(ctx context.Context, p Policy, loop Loop, choose func(Sna
 	}
 	m.metrics.action(m.label(p), a.Kind, "done")
 	result.Done = append(result.Done, a)
+	m.cfg.Acted(a)
 	return true, nil
 }
 

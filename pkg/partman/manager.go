@@ -64,6 +64,8 @@ type Config struct {
 	// Guard runs in the transaction that takes the partition away, under a SHARE lock on it: writes to it wait, reads and
 	// all other partitions go on. It returns *Blocked to refuse. Optional.
 	Guard func(ctx context.Context, tx pgx.Tx, r Retiring) error
+	// Acted is called after each action that was carried out, under the loop's lock: it must not block. Optional.
+	Acted func(a Action)
 	// Log is written on changes of state: by Run, and by whatever acts when another session than before holds it up.
 	Log *zap.Logger
 	// Registerer takes the metrics. Optional.
@@ -122,6 +124,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Step == nil {
 		c.Step = func(context.Context, Point) {}
+	}
+	if c.Acted == nil {
+		c.Acted = func(Action) {}
 	}
 	if c.Log == nil {
 		c.Log = zap.NewNop()

@@ -97,11 +97,12 @@ func (m *Marker) adapt(done Marked, maxRows int) {
 	m.lines.Store(max(1, min(want, 2*int64(done.Lines), maxLines)))
 }
 
+const claimSQL = `select ` + lineColumns + ` from telemetry_batch
+	where processed_at is null and set_aside_at is null and day >= $1
+	order by batch_id limit $2 for update skip locked`
+
 func claim(ctx context.Context, tx pgx.Tx, since time.Time, lines int64, maxRows int) ([]Line, error) {
-	const q = `select ` + lineColumns + ` from telemetry_batch
-		where processed_at is null and set_aside_at is null and day >= $1
-		order by batch_id limit $2 for update skip locked`
-	rows, err := tx.Query(ctx, q, since, lines)
+	rows, err := tx.Query(ctx, claimSQL, since, lines)
 	if err != nil {
 		return nil, err
 	}
@@ -141,10 +142,11 @@ func cutDay(lines []Line) (day, rest []Line) {
 	return lines[:n], lines[n:]
 }
 
-// markDay is the update the package exists for: the day's bounds, not the batch's exact times, so that the
-// planner takes the id index of one partition and no BRIN bitmap.
+// MarkSQL is the update the package exists for, of the rows with ids $1 in the day from $2 to $3: the day's bounds, not the
+// batch's exact times, so that the planner takes the id index of one partition and no BRIN bitmap.
+const MarkSQL = `update telemetry set processed = true where id = any($1) and last_modified >= $2 and last_modified < $3`
+
 func markDay(ctx context.Context, tx pgx.Tx, lines []Line) error {
-	const q = `update telemetry set processed = true where id = any($1) and last_modified >= $2 and last_modified < $3`
 	var ids []int64
 	want := 0
 	for i := range lines {
@@ -152,7 +154,7 @@ func markDay(ctx context.Context, tx pgx.Tx, lines []Line) error {
 		want += lines[i].Rows
 	}
 	from, to := lines[0].day()
-	tag, err := tx.Exec(ctx, q, ids, from, to)
+	tag, err := tx.Exec(ctx, MarkSQL, ids, from, to)
 	if err != nil {
 		return err
 	}
@@ -162,13 +164,14 @@ func markDay(ctx context.Context, tx pgx.Tx, lines []Line) error {
 	return nil
 }
 
+const positionSQL = `with p as materialized (
+		select batch_id, nextval('telemetry_feed_position_seq') as position from unnest($1::bigint[]) as l(batch_id))
+	update telemetry_batch b set processed_at = clock_timestamp(), feed_position = p.position, attempts = b.attempts + 1
+	from p where b.batch_id = p.batch_id and b.processed_at is null and b.day >= $2 and b.day <= $3`
+
 // position is the last statement before the commit. The lock is held until the commit is visible, so positions
 // become visible in order, whatever else runs.
 func position(ctx context.Context, tx pgx.Tx, lines []Line) error {
-	const q = `with p as materialized (
-			select batch_id, nextval('telemetry_feed_position_seq') as position from unnest($1::bigint[]) as l(batch_id))
-		update telemetry_batch b set processed_at = clock_timestamp(), feed_position = p.position, attempts = b.attempts + 1
-		from p where b.batch_id = p.batch_id and b.processed_at is null and b.day >= $2 and b.day <= $3`
 	ids := make([]int64, len(lines))
 	first, last := lines[0].Day, lines[0].Day
 	for i, l := range lines {
@@ -183,7 +186,7 @@ func position(ctx context.Context, tx pgx.Tx, lines []Line) error {
 	if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock($1, hashtext(current_schema()))`, lockFeedPosition); err != nil {
 		return err
 	}
-	tag, err := tx.Exec(ctx, q, ids, first, last)
+	tag, err := tx.Exec(ctx, positionSQL, ids, first, last)
 	if err != nil {
 		return err
 	}

@@ -49,26 +49,27 @@ type match struct {
 	equal bool // the payload too
 }
 
+const lookUpSQL = `select r.place - 1, t.id, t.payload = r.payload::jsonb
+	from unnest($1::timestamptz[], $2::bigint[], $3::text[], $4::text[], $5::text[])
+		with ordinality as r(recorded_at, seq, device_id, kind, payload, place)
+	cross join lateral (
+		select t.id, t.payload from telemetry t
+		where t.device_id = r.device_id and t.kind = r.kind and t.recorded_at = r.recorded_at and t.seq = r.seq
+			and t.last_modified >= $6 and t.last_modified < $7
+		union all
+		select t.id, t.payload from telemetry t
+		where r.seq is null and t.device_id = r.device_id and t.kind = r.kind and t.recorded_at = r.recorded_at and t.seq is null
+			and t.last_modified >= $6 and t.last_modified < $7
+		limit 1) t`
+
 // lookUp finds rows of the readings' identities with last_modified in [from, to), by the reading's place. A lateral with a
 // limit is a nested loop over the identity indexes, where a plain join may hash whole days. A missing seq has a branch of its own,
 // because IS NOT DISTINCT FROM is no index condition: a device whose clock stands still has a day of rows that differ in seq alone.
 func lookUp(ctx context.Context, tx pgx.Tx, readings []*telemetry.Reading, from, to time.Time) (map[int]match, error) {
-	const q = `select r.place - 1, t.id, t.payload = r.payload::jsonb
-		from unnest($1::timestamptz[], $2::bigint[], $3::text[], $4::text[], $5::text[])
-			with ordinality as r(recorded_at, seq, device_id, kind, payload, place)
-		cross join lateral (
-			select t.id, t.payload from telemetry t
-			where t.device_id = r.device_id and t.kind = r.kind and t.recorded_at = r.recorded_at and t.seq = r.seq
-				and t.last_modified >= $6 and t.last_modified < $7
-			union all
-			select t.id, t.payload from telemetry t
-			where r.seq is null and t.device_id = r.device_id and t.kind = r.kind and t.recorded_at = r.recorded_at and t.seq is null
-				and t.last_modified >= $6 and t.last_modified < $7
-			limit 1) t`
 	if len(readings) == 0 {
 		return nil, nil
 	}
-	rows, err := tx.Query(ctx, q, append(turn(readings).args(), from, to)...)
+	rows, err := tx.Query(ctx, lookUpSQL, append(turn(readings).args(), from, to)...)
 	if err != nil {
 		return nil, readingError{err}
 	}
