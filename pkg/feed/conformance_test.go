@@ -258,8 +258,9 @@ func TestOneOfTwoPushersDelivers(t *testing.T) {
 		await(t, r, 1)
 		second := d.push(&spy{Target: r.target()}, nil)
 		eventually(t, "the second stands by", func() bool { return second.Status().Standby != "" })
-		d.add(2)
+		head := d.add(2)
 		await(t, r, 1, 2, 3)
+		d.awaitPosition(head) // or it would come again
 		first.stop()
 		d.add(1)
 		await(t, r, 1, 2, 3, 4)
