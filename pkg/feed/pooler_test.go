@@ -19,7 +19,7 @@ func TestAListenerBehindAPooler(t *testing.T) {
 	d := newDatabase(t)
 	pooled := open(t, devtest.PgBouncer(t, "transaction", "ignore_startup_parameters = extra_float_digits,search_path,plan_cache_mode,"+
 		"idle_in_transaction_session_timeout,jit,default_transaction_isolation,tcp_keepalives_idle,tcp_keepalives_interval,tcp_keepalives_count").
-		URL(d.pool.Config().ConnConfig.Database) + "&default_query_exec_mode=exec")
+		URL(d.pool.Config().ConnConfig.Database)+"&default_query_exec_mode=exec")
 	d.feed = feed.New(pooled, pooled)
 	d.feed.Poll(time.Hour, 10*time.Millisecond)
 	core, logs := observer.New(zap.InfoLevel)
@@ -40,4 +40,3 @@ func TestAListenerBehindAPooler(t *testing.T) {
 	}
 	t.Log(logs.All()[0].ContextMap())
 }
-

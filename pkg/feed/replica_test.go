@@ -196,4 +196,3 @@ func lagIsThePrimarys(r *replicated) {
 	}
 	r.resume()
 }
-
