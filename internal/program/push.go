@@ -38,13 +38,12 @@ func newPushing(a *App, log *zap.Logger) (*pushing, error) {
 		return nil, &UsageError{err}
 	}
 	p := &pushing{pool: a.pool, metrics: feed.NewPushMetrics(a.Registry), log: log}
-	rows := feed.New(a.pool, a.read)
 	for i, item := range items {
 		target, err := item.open()
 		if err != nil {
 			return nil, &UsageError{fmt.Errorf("%s: %w", where(i, item.Name), err)}
 		}
-		pusher, err := feed.NewPusher(item.PushConfig, a.pool, rows, target, log, p.metrics)
+		pusher, err := feed.NewPusher(item.PushConfig, a.pool, a.feed, target, log, p.metrics)
 		if err != nil {
 			return nil, &UsageError{fmt.Errorf("%s: %w", where(i, item.Name), errors.Join(err, target.Close()))}
 		}

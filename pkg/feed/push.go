@@ -275,6 +275,7 @@ func (p *Pusher) hold(ctx context.Context, lock *store.NameLock) {
 func (p *Pusher) work(ctx, held context.Context) {
 	p.current, p.next, p.narrow, p.tries = nil, nil, span{}, 0
 	for ctx.Err() == nil && held.Err() == nil {
+		awake := p.feed.waker.next() // before looking: what commits after the look wakes
 		did, err := p.RunOnce(held)
 		if held.Err() != nil {
 			return
@@ -289,7 +290,7 @@ func (p *Pusher) work(ctx, held context.Context) {
 		case err != nil:
 			p.wait(ctx, p.backoff(err))
 		case did.Idle:
-			p.rest(ctx, min(p.t.firstIdle<<min(p.idle, 20), p.t.lastIdle))
+			p.restUntil(ctx, awake, min(p.t.firstIdle<<min(p.idle, 20), p.t.lastIdle))
 			p.idle++
 		default:
 			p.idle = 0

@@ -223,11 +223,15 @@ func (p *Pusher) wait(ctx context.Context, pause time.Duration) {
 	}
 }
 
-func (p *Pusher) rest(ctx context.Context, d time.Duration) {
+func (p *Pusher) rest(ctx context.Context, d time.Duration) { p.restUntil(ctx, nil, d) }
+
+// restUntil rests for d, or until awake is closed.
+func (p *Pusher) restUntil(ctx context.Context, awake <-chan struct{}, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
+	case <-awake:
 	case <-t.C:
 	}
 }

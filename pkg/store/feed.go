@@ -53,9 +53,10 @@ func FeedLines(ctx context.Context, db Querier, after int64, maxRows int) ([]Lin
 	}
 }
 
+const feedLinesSQL = `select ` + lineColumns + ` from telemetry_batch where feed_position > $1 order by feed_position limit $2`
+
 func nextLines(ctx context.Context, db Querier, after int64, n int) ([]Line, error) {
-	const q = `select ` + lineColumns + ` from telemetry_batch where feed_position > $1 order by feed_position limit $2`
-	rows, err := db.Query(ctx, q, after, n)
+	rows, err := db.Query(ctx, feedLinesSQL, after, n)
 	if err != nil {
 		return nil, err
 	}

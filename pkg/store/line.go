@@ -40,28 +40,39 @@ func scanLine(row pgx.CollectableRow) (Line, error) {
 	return l, err
 }
 
-// liveSince caches the first day that telemetry has a partition for. Lines before it have left the live
-// table, which only processed ones do; as a constant in a statement it prunes the archive's share of the ledger.
+// liveDays are the first day that telemetry has a partition for, and the database's today. Lines before the first have left
+// the live table, which only processed ones do; as a constant in a statement it prunes the archive's share of the ledger.
+type liveDays struct{ first, today time.Time }
+
+// latest is the first day that a transaction which is being written may have drawn its rows' day from.
+func (d liveDays) latest() time.Time {
+	if yesterday := d.today.AddDate(0, 0, -1); yesterday.After(d.first) {
+		return yesterday
+	}
+	return d.first
+}
+
+// liveSince caches liveDays: a day that has just begun is later than what it says, which leaves out nothing.
 type liveSince struct {
 	mu    sync.Mutex
-	day   time.Time
+	days  liveDays
 	asked time.Time
 }
 
 const liveSinceAge = time.Minute
 
-func (c *liveSince) get(ctx context.Context, pool *pgxpool.Pool) (time.Time, error) {
-	const q = `select coalesce(min((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz), now())
+func (c *liveSince) get(ctx context.Context, pool *pgxpool.Pool) (liveDays, error) {
+	const q = `select coalesce(min((regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\)'))[1]::timestamptz), now()), now()
 		from pg_inherits i join pg_class c on c.oid = i.inhrelid where i.inhparent = 'telemetry'::regclass`
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if time.Since(c.asked) < liveSinceAge {
-		return c.day, nil
+		return c.days, nil
 	}
-	var t time.Time
-	if err := pool.QueryRow(ctx, q).Scan(&t); err != nil {
-		return t, fmt.Errorf("read first live day: %w", err)
+	var first, now time.Time
+	if err := pool.QueryRow(ctx, q).Scan(&first, &now); err != nil {
+		return liveDays{}, fmt.Errorf("read first live day: %w", err)
 	}
-	c.day, c.asked = t.UTC().Truncate(24*time.Hour), time.Now()
-	return c.day, nil
+	c.days, c.asked = liveDays{first.UTC().Truncate(24 * time.Hour), now.UTC().Truncate(24 * time.Hour)}, time.Now()
+	return c.days, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -31,7 +32,13 @@ type Marker struct {
 	pool  *pgxpool.Pool
 	live  liveSince
 	lines atomic.Int64 // how many lines the next claim takes
+	// recent is until when claims look at the latest days only, in nanoseconds since 1970.
+	recent atomic.Int64
 }
+
+// recentFor is for how long claims leave the older days' parts of the ledger alone, once a look at all live days has found
+// nothing there.
+const recentFor = time.Second
 
 // NewMarker returns a Marker on pool.
 func NewMarker(pool *pgxpool.Pool) *Marker {
@@ -63,13 +70,13 @@ func (e *MismatchError) Error() string {
 // the lines feed positions, in one transaction. Lines that another transaction holds are passed over. Where the
 // counts differ it marks the claimed lines one by one, so that only the faulty ones stay behind.
 func (m *Marker) Mark(ctx context.Context, maxRows int) (Marked, error) {
-	since, err := m.live.get(ctx, m.pool)
+	live, err := m.live.get(ctx, m.pool)
 	if err != nil {
 		return Marked{}, err
 	}
 	var claimed []Line
 	err = pgx.BeginFunc(ctx, m.pool, func(tx pgx.Tx) error {
-		if claimed, err = claim(ctx, tx, since, m.lines.Load(), maxRows); err != nil {
+		if claimed, err = m.claim(ctx, tx, live, maxRows); err != nil {
 			return err
 		}
 		return markLines(ctx, tx, claimed)
@@ -100,6 +107,23 @@ func (m *Marker) adapt(done Marked, maxRows int) {
 const claimSQL = `select ` + lineColumns + ` from telemetry_batch
 	where processed_at is null and set_aside_at is null and day >= $1
 	order by batch_id limit $2 for update skip locked`
+
+// claim takes the oldest lines. As long as there are none of older days, it looks at the latest only: a look at each live day costs
+// more than the marking.
+func (m *Marker) claim(ctx context.Context, tx pgx.Tx, live liveDays, maxRows int) ([]Line, error) {
+	now, latest := time.Now(), live.latest()
+	if now.UnixNano() < m.recent.Load() {
+		claimed, err := claim(ctx, tx, latest, m.lines.Load(), maxRows)
+		if err != nil || len(claimed) > 0 {
+			return claimed, err
+		}
+	}
+	claimed, err := claim(ctx, tx, live.first, m.lines.Load(), maxRows)
+	if !slices.ContainsFunc(claimed, func(l Line) bool { return l.Day.Before(latest) }) {
+		m.recent.Store(now.Add(recentFor).UnixNano())
+	}
+	return claimed, err
+}
 
 func claim(ctx context.Context, tx pgx.Tx, since time.Time, lines int64, maxRows int) ([]Line, error) {
 	rows, err := tx.Query(ctx, claimSQL, since, lines)
@@ -263,12 +287,12 @@ func (m *Marker) Pending(ctx context.Context) (Pending, error) {
 			coalesce(extract(epoch from now() - min(created_at) filter (where set_aside_at is null)), 0)::float8
 		from telemetry_batch where processed_at is null and day >= $1`
 	var p Pending
-	since, err := m.live.get(ctx, m.pool)
+	live, err := m.live.get(ctx, m.pool)
 	if err != nil {
 		return p, err
 	}
 	var age float64
-	if err := m.pool.QueryRow(ctx, q, since).Scan(&p.Lines, &p.SetAside, &age); err != nil {
+	if err := m.pool.QueryRow(ctx, q, live.first).Scan(&p.Lines, &p.SetAside, &age); err != nil {
 		return p, fmt.Errorf("count pending batches: %w", err)
 	}
 	p.Oldest = time.Duration(max(age, 0) * float64(time.Second))

@@ -25,14 +25,7 @@ type StatementNeed struct {
 }
 
 // StatementNames are those of Statements: a closed set.
-var StatementNames = []string{"claim", "mark", "position", "duplicates", "feed_lines", "feed_rows"}
-
-// The feed's statements, word by word as they run: a test compares.
-const (
-	feedLinesSQL = `select ` + lineColumns + ` from telemetry_batch where feed_position > $1 order by feed_position limit $2`
-	feedRowsSQL  = `select id, device_id, kind, seq, recorded_at, last_modified, payload::text from telemetry_all
-		where id = any($1) and last_modified >= $2 and last_modified < $3`
-)
+var StatementNames = []string{"claim", "mark", "position", "duplicates", "feed_lines", "feed_rows", "feed_run"}
 
 // Statements lists the statements that run all day, those on a day of telemetry for each of the live days, which ascend.
 func Statements(days []time.Time) []Statement {
@@ -51,12 +44,14 @@ func Statements(days []time.Time) []Statement {
 		{"feed_lines", feedLinesSQL, []any{int64(1), int64(100)}, ledger("feed_position")},
 	}
 	reading := turn([]*telemetry.Reading{{DeviceID: "d", Kind: "k", RecordedAt: last, Metrics: []byte("{}")}}).args()
+	byID := []StatementNeed{{"telemetry", "id", false}, {"telemetry_archive", "id", false}}
 	for _, from := range days {
 		to := from.Add(24 * time.Hour)
 		list = append(list,
 			Statement{"mark", MarkSQL, []any{ids, from, to}, []StatementNeed{{"telemetry", "id", false}}},
 			Statement{"duplicates", lookUpSQL, append(reading[:len(reading):len(reading)], from, to), []StatementNeed{{"telemetry", "device_id", false}}},
-			Statement{"feed_rows", feedRowsSQL, []any{ids, from, to}, []StatementNeed{{"telemetry", "id", false}, {"telemetry_archive", "id", false}}},
+			Statement{"feed_rows", feedIDs, []any{ids, from, to}, byID},
+			Statement{"feed_run", feedRun, []any{int64(0), int64(5000), from, to}, byID},
 		)
 	}
 	return list
