@@ -112,7 +112,7 @@ func (d days) ledgerSQL(lineRows int, processed bool) string {
 // markSQL is the statement that pkg/store sends for each day of a batch.
 const markSQL = "update telemetry set processed = true where id = any($1) and last_modified >= $2 and last_modified < $3"
 
-// The statements of the same transaction on the ledger: claiming a line, whose day is the first live one or later, and giving it its
+// The statements of the same transaction on the ledger: claiming a line, of a day or later, and giving it its
 // position.
 const (
 	claimSQL = `select batch_id, first_id, last_id, row_count, day, created_at, coalesce(feed_position, 0) from telemetry_batch
