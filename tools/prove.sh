@@ -15,7 +15,7 @@ run() {
 	exit "$status"
 }
 
-run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 80m ./internal/endtoend
+run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 150m ./internal/endtoend
 run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 30m ./pkg/partman
 run "$go" test -run '^$' -fuzz '^FuzzDecode$' -fuzztime 10m ./pkg/telemetry
 {
