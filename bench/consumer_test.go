@@ -97,7 +97,11 @@ func (c *consumer) body(resp *http.Response, each func(line []byte) error) (rows
 	wire := &counted{Reader: resp.Body}
 	defer func() { c.wire += wire.n }()
 	var text io.Reader = wire
-	if c.encoding = resp.Header.Get("Content-Encoding"); c.encoding == "gzip" {
+	encoding := resp.Header.Get("Content-Encoding")
+	if encoding != "" { // an answer without rows has none
+		c.encoding = encoding
+	}
+	if encoding == "gzip" {
 		if text, err = gzip.NewReader(wire); err != nil {
 			return 0, err
 		}
