@@ -163,7 +163,7 @@ func TestNoPartitionForToday(t *testing.T) {
 	second := s.simulate("--devices", "2", "--total", "100")
 	second.wait()
 	s.publish("telemetry/cmp-00001", []string{"no JSON"})
-	after := &reader{t: t, from: syncjob, name: "test"}
+	after := &reader{t: t, from: syncjob, name: "test", position: r.position}
 	after.readUntil(len(second.acknowledged()))
 	after.once()
 	devtest.Eventually(t, func() error {
