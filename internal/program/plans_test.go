@@ -121,6 +121,7 @@ func TestPlansAtEachSize(t *testing.T) {
 	k.dropIDIndex(0, 1)
 	k.wantPlans("without the index on id",
 		"feed_rows: sequential scan of "+today+": no index on id", "feed_rows: sequential scan of "+tomorrow+": no index on id",
+		"feed_run: sequential scan of "+today+": no index on id", "feed_run: sequential scan of "+tomorrow+": no index on id",
 		"mark: sequential scan of "+today+": no index on id", "mark: sequential scan of "+tomorrow+": no index on id")
 	k.round(partman.HealthLoop)
 	k.wantPlans("repaired")
@@ -139,7 +140,7 @@ func TestPlansNameWhatIsLost(t *testing.T) {
 			func(k *kept) []string {
 				leaf := k.leaf("telemetry", 0)
 				what := fmt.Sprintf("sequential scan of %s: the index %[1]s_id_idx on id is invalid", leaf)
-				return []string{"feed_rows: " + what, "mark: " + what}
+				return []string{"feed_rows: " + what, "feed_run: " + what, "mark: " + what}
 			},
 		},
 		"the index of the readings' identity": {
@@ -213,13 +214,13 @@ func TestPlanGuard(t *testing.T) {
 	leaf := k.leaf("telemetry", 1)
 	k.dropIDIndex(1)
 	g.wake()
-	await(2)
+	await(3)
 	for _, f := range g.check(ctx) {
 		if f.Failing || f.Component != "plans" || !strings.Contains(f.Message, leaf+": no index on id") {
 			t.Errorf("%+v", f)
 		}
 	}
-	all := map[string]float64{"claim": 0, "duplicates": 0, "feed_lines": 0, "feed_rows": 1, "mark": 1, "position": 0}
+	all := map[string]float64{"claim": 0, "duplicates": 0, "feed_lines": 0, "feed_rows": 1, "feed_run": 1, "mark": 1, "position": 0}
 	if diff := cmp.Diff(all, planMetrics(t, reg)); diff != "" {
 		t.Error(diff)
 	}
@@ -232,7 +233,7 @@ func TestPlanGuard(t *testing.T) {
 	if _, err := tx.Exec(ctx, "lock table telemetry"); err != nil {
 		t.Fatal(err)
 	}
-	await(3) // and that it cannot look
+	await(4) // and that it cannot look
 	if err := tx.Rollback(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -243,7 +244,7 @@ func TestPlanGuard(t *testing.T) {
 	}
 	for _, message := range []string{"no index serves a statement that runs all day", "the statement is served by an index again"} {
 		entries := logs.FilterMessage(message).FilterField(zap.String("relation", leaf)).FilterField(zap.String("column", "id"))
-		if entries.Len() != 2 { // mark and feed_rows, once each
+		if entries.Len() != 3 { // mark, feed_rows and feed_run, once each
 			t.Errorf("%q is logged %d times: %v", message, entries.Len(), logs.All())
 		}
 	}

@@ -32,7 +32,8 @@ type Marker struct {
 	pool  *pgxpool.Pool
 	live  liveSince
 	lines atomic.Int64 // how many lines the next claim takes
-	// recent is until when claims look at the latest days only, in nanoseconds since 1970.
+	began time.Time
+	// recent is until when claims look at the latest days only, as time since began: a host clock that is set back must not prolong it.
 	recent atomic.Int64
 }
 
@@ -42,7 +43,7 @@ const recentFor = time.Second
 
 // NewMarker returns a Marker on pool.
 func NewMarker(pool *pgxpool.Pool) *Marker {
-	m := &Marker{pool: pool}
+	m := &Marker{pool: pool, began: time.Now()}
 	m.lines.Store(1)
 	return m
 }
@@ -111,8 +112,8 @@ const claimSQL = `select ` + lineColumns + ` from telemetry_batch
 // claim takes the oldest lines. As long as there are none of older days, it looks at the latest only: a look at each live day costs
 // more than the marking.
 func (m *Marker) claim(ctx context.Context, tx pgx.Tx, live liveDays, maxRows int) ([]Line, error) {
-	now, latest := time.Now(), live.latest()
-	if now.UnixNano() < m.recent.Load() {
+	now, latest := time.Since(m.began), live.latest()
+	if int64(now) < m.recent.Load() {
 		claimed, err := claim(ctx, tx, latest, m.lines.Load(), maxRows)
 		if err != nil || len(claimed) > 0 {
 			return claimed, err
@@ -120,7 +121,7 @@ func (m *Marker) claim(ctx context.Context, tx pgx.Tx, live liveDays, maxRows in
 	}
 	claimed, err := claim(ctx, tx, live.first, m.lines.Load(), maxRows)
 	if !slices.ContainsFunc(claimed, func(l Line) bool { return l.Day.Before(latest) }) {
-		m.recent.Store(now.Add(recentFor).UnixNano())
+		m.recent.Store(int64(now + recentFor))
 	}
 	return claimed, err
 }

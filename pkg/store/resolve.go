@@ -81,6 +81,9 @@ func resolve(ctx context.Context, tx pgx.Tx, batchID int64, dryRun bool, r *Reso
 	if err := r.readLine(ctx, tx, batchID); err != nil {
 		return err
 	}
+	if err := r.shared(ctx, tx); err != nil {
+		return err
+	}
 	rows, err := r.readRows(ctx, tx)
 	if err != nil {
 		return err
@@ -96,6 +99,10 @@ func resolve(ctx context.Context, tx pgx.Tx, batchID int64, dryRun bool, r *Reso
 		if gone {
 			r.Count = r.Rows // the day was dropped in time, and its lines follow
 		}
+	}
+	if r.Where == InArchive && !r.Processed {
+		return fmt.Errorf("its %d rows stand in the archive and were never marked, and from there nothing is handed on; insert what is to be handed on into telemetry again, delete it in telemetry_archive, and resolve the batch again",
+			r.Found)
 	}
 	if r.Where == InArchive && len(move) > 0 {
 		return fmt.Errorf("%d rows too many stand in the archive, from which nothing is handed on (the first: id %d of %s); insert what is to be handed on into telemetry again, delete it there, and resolve the batch again",
@@ -125,6 +132,23 @@ func (r *Resolution) readLine(ctx context.Context, tx pgx.Tx, batchID int64) err
 		r.SetAside, r.Freed = false, false
 	}
 	return err
+}
+
+// shared refuses a line that has ids in common with another one of its day: both would hand the rows on, and no count of theirs is right.
+func (r *Resolution) shared(ctx context.Context, tx pgx.Tx) error {
+	const q = `select batch_id, source, greatest(first_id, $3), least(last_id, $4) from telemetry_batch
+		where day = $1 and batch_id <> $2 and last_id >= $3 and first_id <= $4 order by batch_id limit 1`
+	var other, first, last int64
+	var source string
+	err := tx.QueryRow(ctx, q, r.Day, r.BatchID, r.FirstID, r.LastID).Scan(&other, &source, &first, &last)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for lines with the same ids: %w", err)
+	}
+	return fmt.Errorf("batch %d (source %q) has the ids %d…%d too, so one of the two was written by hand: delete that line from telemetry_batch, then resolve the other",
+		other, source, first, last)
 }
 
 // A placed row is one with the line's ids.
