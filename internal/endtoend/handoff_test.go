@@ -90,8 +90,8 @@ func handoffRound(t *testing.T, seed uint64, total *handoffTotals) {
 	// Whoever is required holds every day it has not passed.
 	h.hook.behave(true)
 	h.retire()
-	if left := h.count("telemetry_all"); left != len(want) {
-		t.Fatalf("%d rows can be read of %d, while a required consumer had committed %d", left, len(want), slow.count())
+	if live := h.count("telemetry"); live != len(want) {
+		t.Fatalf("%d rows are live of %d, while a required consumer had committed %d", live, len(want), slow.count())
 	}
 	slow.from.Store(h.syncjobs[0])
 	slowDone := slow.start(t)
