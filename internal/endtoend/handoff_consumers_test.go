@@ -24,11 +24,12 @@ import (
 // one transaction, so that each row is there once whatever ends that transaction.
 func (h *handoff) followInside() (*record, func() error) {
 	h.t.Helper()
-	h.exec(`create role inside login password 'secret'; grant plenum_feed to inside;
-		create schema inside authorization inside; create table inside.got (id bigint primary key, reading text not null);
-		alter table inside.got owner to inside`)
+	role := h.database + "_inside" // roles belong to the server
+	h.exec(fmt.Sprintf(`create role %[1]s login password 'secret'; grant plenum_feed to %[1]s;
+		create schema inside authorization %[1]s; create table inside.got (id bigint primary key, reading text not null);
+		alter table inside.got owner to %[1]s`, role))
 	r := newRecord()
-	url := h.postgres.URLFor("inside", "secret", h.database)
+	url := h.postgres.URLFor(role, "secret", h.database)
 	return r, inBackground(h.t, func(ctx context.Context) error {
 		for ctx.Err() == nil {
 			err := runInside(ctx, url, r)

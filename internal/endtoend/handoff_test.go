@@ -14,9 +14,9 @@ import (
 	"plenum/internal/devenv/devtest"
 )
 
-// TestHandoff is the property of the whole hand-off: whatever is killed and whenever, across midnights and while days are
-// archived and dropped, each consumer's record holds every acknowledged reading in one row at one position, and met again only
-// what it had not committed. Consumers over HTTP, in the database, behind a webhook and in Kafka read beside each other.
+// TestHandoff is the property of the whole hand-off: whatever is killed and whenever, while days pass and are archived and
+// dropped, each consumer's record holds every acknowledged reading in one row at one position, and met again only what it had not
+// committed. Consumers over HTTP, in the database, behind a webhook and in Kafka read beside each other.
 func TestHandoff(t *testing.T) {
 	t.Parallel()
 	begin := time.Now()
@@ -27,23 +27,23 @@ func TestHandoff(t *testing.T) {
 		}
 	}
 	figure(t, "hand-off, %d rounds in %s: %d readings; SIGKILL of ingest %d times, of syncjob %d times, sessions ended %d times, webhook and Kafka away %d times, "+
-		"%d midnights crossed, %d days archived, %d dropped; consumers over HTTP (2), in the database, by webhook, in Kafka: each has each reading in one row at one position; "+
+		"%d days passed, %d archived, horizons %d; consumers over HTTP (2), in the database, by webhook, in Kafka: each has each reading in one row at one position; "+
 		"met again, uncommitted: HTTP %d rows, webhook %d, Kafka %d",
 		total.rounds, time.Since(begin).Round(time.Second), total.readings, total.ingestKills, total.syncKills, total.cuts, total.away,
-		total.midnights, total.archived, total.dropped, total.httpAgain, total.hookAgain, total.kafkaAgain)
+		total.days, total.archived, total.dropped, total.httpAgain, total.hookAgain, total.kafkaAgain)
 }
 
 type handoffTotals struct {
-	rounds, readings, ingestKills, syncKills, cuts, away, midnights, archived, dropped int
-	httpAgain, hookAgain, kafkaAgain                                                   int
+	rounds, readings, ingestKills, syncKills, cuts, away, days, archived, dropped int
+	httpAgain, hookAgain, kafkaAgain                                              int
 }
 
-// handoff is one round: a system whose database is some days behind, its processes and its consumers.
+// handoff is one round: a system, its processes and its consumers.
 type handoff struct {
 	*system
 	t          *testing.T
 	random     *rand.Rand
-	clock      *clock
+	day        int // the first day that there are rows of, from today
 	total      *handoffTotals
 	ingests    [2]*process
 	syncjobs   [2]*process
@@ -52,7 +52,7 @@ type handoff struct {
 	log        *kafkaLog
 }
 
-const handoffDays = 4 // that the database's clock is behind at first
+const handoffDays = 4 // that pass in a round
 
 func handoffRound(t *testing.T, seed uint64, total *handoffTotals) {
 	t.Logf("seed %d", seed)
@@ -67,20 +67,14 @@ func handoffRound(t *testing.T, seed uint64, total *handoffTotals) {
 
 	n, steps := sized(3000, 30_000), sized(2, 6)
 	h.publishers = h.fourPublishers(n, sized(300, 500))
-	midnight := time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, 1-handoffDays)
-	done := 0
-	for day := range handoffDays - 1 {
-		h.clock.set(midnight.AddDate(0, 0, day).Add(-2 * time.Second))
-		for range steps {
-			done++
-			h.disturb()
-			http1.from.Store(h.syncjobs[h.random.IntN(2)])
-			awaitAll(t, h.publishers, n*done/((handoffDays-1)*steps+1))
+	for done := range handoffDays * steps {
+		h.disturb()
+		http1.from.Store(h.syncjobs[h.random.IntN(2)])
+		awaitAll(t, h.publishers, n*(done+1)/(handoffDays*steps+1))
+		if done%steps == steps-1 {
+			h.nextDay()
 		}
-		h.settle()
-		total.midnights++
 	}
-	h.clock.set(time.Now())
 	for _, p := range h.publishers {
 		p.wait()
 	}
@@ -122,9 +116,7 @@ func handoffRound(t *testing.T, seed uint64, total *handoffTotals) {
 }
 
 func newHandoff(t *testing.T, seed uint64, total *handoffTotals) *handoff {
-	s, c, _ := newSystemWithClock(t)
-	h := &handoff{system: s, t: t, random: rand.New(rand.NewPCG(seed, 0)), clock: c, total: total}
-	c.set(time.Now().UTC().Truncate(24*time.Hour).AddDate(0, 0, 1-handoffDays).Add(-time.Hour))
+	h := &handoff{system: newSystem(t), t: t, random: rand.New(rand.NewPCG(seed, 0)), total: total}
 	h.hook, h.log = newHook(t), newKafkaLog(t)
 	for i := range 2 {
 		h.ingests[i] = h.startIngest(i).awaitReady()
@@ -169,7 +161,7 @@ func (h *handoff) disturb() {
 		h.syncjobs[1].awaitReady()
 	case 3:
 		h.total.cuts++
-		h.exec(`select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'plenum-syncjob@%' or usename = 'inside'`)
+		h.exec(`select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'plenum-syncjob@%' or usename = current_database() || '_inside'`)
 	case 4:
 		h.total.away++
 		away := h.random.IntN(2) == 0
@@ -178,26 +170,37 @@ func (h *handoff) disturb() {
 	}
 }
 
-// settle waits until what is acknowledged to the publishers by now is stored: what a broker has yet to send again may be two
-// days late otherwise, and a repeat is known for two.
-func (h *handoff) settle() {
+// nextDay makes all that is stored a day older, rows and ledger in one transaction, while consumers read and syncjobs mark. The
+// ingests are stopped for it: what they are about to be sent again must not be older than a repeat is known for.
+func (h *handoff) nextDay() {
 	h.t.Helper()
-	h.awaitRows(len(acknowledged(h.publishers...)))
-	devtest.Eventually(h.t, func() error {
-		for _, p := range h.ingests {
-			if n := p.metric("plenum_ingest_unacked_messages"); n > 400 {
-				return fmt.Errorf("%v messages are unacknowledged", n)
-			}
+	for _, p := range h.ingests {
+		if code := p.terminate(); code != 0 {
+			h.t.Fatalf("ingest exits %d", code)
 		}
-		return nil
-	})
+	}
+	h.total.days++
+	h.day--
+	first := time.Now().UTC().AddDate(0, 0, h.day).Format(time.DateOnly)
+	h.exec(fmt.Sprintf(`begin;
+		set local role plenum_owner;
+		lock table telemetry_batch, telemetry; -- in the order of syncjob
+		create table telemetry_p%[2]s partition of telemetry for values from ('%[1]s 00:00+00') to ('%[1]s 24:00+00');
+		create table telemetry_batch_p%[2]s partition of telemetry_batch for values from ('%[1]s') to ('%[1]s'::date + 1);
+		update telemetry set last_modified = last_modified - interval '1 day';
+		update telemetry_batch set day = day - 1;
+		commit`, first, strings.ReplaceAll(first, "-", "")))
+	h.retire()
+	for i := range h.ingests {
+		h.ingests[i] = h.startIngest(i).awaitReady()
+	}
 }
 
 // retire archives and drops what may go, once no ingest is at it.
 func (h *handoff) retire() {
 	h.t.Helper()
 	devtest.Eventually(h.t, func() error {
-		code, out, errs := h.ctl("partitions", "apply", "--accept-clock")
+		code, out, errs := h.ctl("partitions", "apply")
 		if code != 0 && code != 4 {
 			h.t.Fatalf("partitions apply exits %d:\n%s%s", code, out, errs)
 		}
@@ -230,7 +233,8 @@ func (h *handoff) retired(asleep *follower) {
 		h.t.Fatal(err)
 	}
 	asleep.skip(horizon)
-	left := list[struct{ ID int64 }](h.system, "select id from telemetry_all")
+	left := list[struct{ ID int64 }](h.system, `select t.id from telemetry_all t join telemetry_batch b
+		on t.id between b.first_id and b.last_id and b.day = (t.last_modified at time zone 'UTC')::date where b.feed_position > $1`, horizon)
 	before := asleep.count()
 	done := asleep.start(h.t)
 	asleep.await(h.t, before+len(left))
