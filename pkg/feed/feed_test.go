@@ -227,3 +227,19 @@ func TestReadRefuses(t *testing.T) {
 		}
 	}
 }
+
+// What a person does to the ledger makes no consumer commit in vain: where it stands, it may stand.
+func TestCommitWhereTheHeadWentBack(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.add(1)
+	head := d.add(1)
+	d.read(feed.Request{Name: "a"}, 0, 2)
+	d.commit("a", head)
+	d.exec("delete from telemetry_batch")
+	d.commit("a", head)
+	var position *feed.PositionError
+	if err := d.feed.Commit(t.Context(), "a", head+1); !errors.As(err, &position) {
+		t.Errorf("commit past the head: %v", err)
+	}
+}
