@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -184,14 +185,16 @@ func TestPlansNameWhatIsLost(t *testing.T) {
 	}
 }
 
-// The guard warns once, names relation, column and statement, ends the warning after the repair, and keeps what it knows
-// while a lock keeps it from looking.
+// The guard warns once, names relation, column and statement, ends the warning after the repair, keeps what it knows while a lock
+// keeps it from looking, and looks again while the partition manager misses an index.
 func TestPlanGuard(t *testing.T) {
 	t.Parallel()
 	k := newKept(t)
 	core, logs := observer.New(zap.InfoLevel)
 	reg := prometheus.NewRegistry()
 	g := newPlanGuard(k.owner, zap.New(core), reg)
+	var drifts atomic.Bool
+	g.drifts = drifts.Load
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -248,6 +251,10 @@ func TestPlanGuard(t *testing.T) {
 			t.Errorf("%q is logged %d times: %v", message, entries.Len(), logs.All())
 		}
 	}
+
+	drifts.Store(true) // the partition manager knows before it acts, and nobody wakes the guard
+	k.dropIDIndex(1)
+	await(3)
 }
 
 // planMetrics are the values of plenum_plan_findings by statement.
