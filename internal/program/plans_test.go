@@ -257,6 +257,30 @@ func TestPlanGuard(t *testing.T) {
 	await(3)
 }
 
+// The partition manager's actions wake the guard, and what it knows of indexes keeps it looking.
+func TestPlanGuardHearsOfActions(t *testing.T) {
+	t.Parallel()
+	k := newKept(t)
+	m, g, err := newGuardedManager(&App{Settings: k.Settings, Log: k.Log, Registry: prometheus.NewRegistry(), owner: k.owner})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-g.woken // for the look at the start
+	round := func(loop partman.Loop, woken int, drifts bool) {
+		t.Helper()
+		if _, err := m.RunOnce(t.Context(), loop); err != nil {
+			t.Fatal(err)
+		}
+		if len(g.woken) != woken || g.drifts() != drifts {
+			t.Errorf("woken %d, drifts %t; want %d, %t", len(g.woken), g.drifts(), woken, drifts)
+		}
+	}
+	round(partman.CreateLoop, 0, false)
+	k.dropIDIndex(1)
+	round(partman.CreateLoop, 0, true)
+	round(partman.HealthLoop, 1, false)
+}
+
 // planMetrics are the values of plenum_plan_findings by statement.
 func planMetrics(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 	t.Helper()
