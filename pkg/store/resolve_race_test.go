@@ -104,3 +104,43 @@ func TestResolveRefusesWhatItCannotSettle(t *testing.T) {
 		want(h, "changed", h.resolve(l.BatchID, false).Changed(), false)
 	}
 }
+
+// While the day moves to the archive and back, each line is resolved where its rows are at that moment.
+func TestResolveWhileTheDayMoves(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	day := h.day(-1)
+	var lines []store.Line
+	for range 30 {
+		lines = append(lines, h.insertDay(day, 10))
+	}
+	h.markAll(store.NewMarker(h.pool))
+	for _, l := range lines {
+		h.exec("delete from telemetry where id = $1", l.FirstID+3)
+	}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	wg.Go(func() {
+		for from, to := "telemetry", "telemetry_archive"; ; from, to = to, from {
+			h.move(from, to, day)
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	})
+	where := map[string]int{}
+	for _, l := range lines {
+		r, err := store.Resolve(h.ctx, h.pool, l.BatchID, false)
+		if err != nil || r.Count != 9 {
+			t.Errorf("%+v, %v", r, err)
+		}
+		where[r.Where]++
+	}
+	close(stop)
+	wg.Wait()
+	t.Log(where)
+	_, rows := h.feed(0)
+	want(h, "rows of the feed", len(rows), 9*len(lines))
+}
