@@ -3,8 +3,11 @@ package bench
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
+
+	"plenum/pkg/store"
 )
 
 // days are a table's consecutive UTC days before today, each with as many rows. Row n of them all, from 1, has the id n: who knows an
@@ -109,20 +112,19 @@ func (d days) ledgerSQL(lineRows int, processed bool) string {
 		columns, d.rows, lineRows, d.first.Format(time.DateOnly), values, d.n-1, d.rows/lineRows-1)
 }
 
-// markSQL is the statement that pkg/store sends for each day of a batch.
-const markSQL = "update telemetry set processed = true where id = any($1) and last_modified >= $2 and last_modified < $3"
-
-// The statements of the same transaction on the ledger: claiming a line, of a day or later, and giving it its
-// position.
+// The statements of a marking transaction, as pkg/store runs them.
 const (
-	claimSQL = `select batch_id, first_id, last_id, row_count, day, created_at, coalesce(feed_position, 0) from telemetry_batch
-		where processed_at is null and set_aside_at is null and day >= $1 order by batch_id limit $2 for update skip locked`
-	positionLockSQL = `select pg_advisory_xact_lock(1, hashtext(current_schema()))`
-	positionSQL     = `with p as materialized (
-			select batch_id, nextval('telemetry_feed_position_seq') as position from unnest($1::bigint[]) as l(batch_id))
-		update telemetry_batch b set processed_at = clock_timestamp(), feed_position = p.position, attempts = b.attempts + 1
-		from p where b.batch_id = p.batch_id and b.processed_at is null and b.day >= $2 and b.day <= $3`
+	markSQL         = store.MarkSQL
+	positionLockSQL = `select pg_advisory_xact_lock(1, hashtext(current_schema()))` // a key of the benchmark's own
 )
+
+var claimSQL, positionSQL = runningSQL("claim"), runningSQL("position")
+
+// runningSQL is the statement that pkg/store has by that name.
+func runningSQL(name string) string {
+	list := store.Statements([]time.Time{time.Unix(0, 0)})
+	return list[slices.IndexFunc(list, func(s store.Statement) bool { return s.Name == name })].SQL
+}
 
 // storySQL makes a table with the columns of ours and the indexes of the system that Plenum replaces: look-ups of a device, ranges of
 // time, and two partial ones for the sync job's search.

@@ -297,7 +297,7 @@ A batch is %d rows of one day, as a ledger line has them; %s rows in each partit
 the last %d days, and in the caches before, so that it is the number of partitions that differs. All sizes take turns, batch by batch; each
 transaction is rolled back, and only its statements are timed, %s batches of each size
 in the first way, %s in the next two, %s in the last. The first way is the update alone, which is the goal's; the second is syncjob's whole transaction of one line,
-whose claim looks at the last two days' parts of the ledger, as it does while no older day has anything pending: its batches are of these. Partitions touched are of both tables.
+whose claim looks at the last two days' parts of the ledger, as all but one a second do while no older day has anything pending: its batches are of these. Partitions touched are of both tables.
 
 | | partitions | median, ms | p95, ms | to %d partitions | planning, ms | partitions touched |
 |---|---|---|---|---|---|---|

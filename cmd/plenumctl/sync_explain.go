@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"plenum/internal/program"
 )
@@ -63,7 +65,11 @@ func readStatement(c *call, name string) (string, error) {
 		return "", program.Usagef("--sql: read %q: %w", name, err)
 	case len(text) > statementBytes:
 		return "", program.Usagef("--sql: %q has more than %d bytes", name, statementBytes)
-	case strings.TrimSpace(string(text)) == "":
+	case !utf8.Valid(text) || slices.Contains(text, 0):
+		return "", program.Usagef("--sql: %q is not UTF-8 text; save it as that", name)
+	}
+	text = []byte(strings.TrimPrefix(string(text), "\ufeff")) // editors on Windows begin a file with it
+	if strings.TrimSpace(string(text)) == "" {
 		return "", program.Usagef("--sql: %q is empty; one statement is needed", name)
 	}
 	return string(text), nil

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgtype"
 
+	"plenum/pkg/queryplan"
 	"plenum/pkg/store"
 )
 
@@ -46,6 +47,9 @@ func readVariant(ctx context.Context, a *App, sql string) (store.Variant, error)
 		if err := tx.QueryRow(ctx, "explain (format json)\n"+sql, args...).Scan(&answer); err != nil {
 			return planless(err)
 		}
+		if _, err := queryplan.Parse(answer); err != nil {
+			return planless(err)
+		}
 		return nil
 	})
 	return v, err
@@ -66,7 +70,7 @@ func checkParams(types []uint32) error {
 
 // planless words the refusal of EXPLAIN.
 func planless(err error) error {
-	if sqlCode(err) == "42601" {
+	if code := sqlCode(err); code == "42601" || code == "" { // of some utility statements the answer is a sentence
 		return Usagef("--sql: this is no statement that has a plan; SELECT, INSERT, UPDATE, DELETE and MERGE have: %w", err)
 	}
 	return trialError(err)
@@ -93,7 +97,9 @@ func trialError(err error) error {
 	}
 	switch {
 	case pg.Code == "55P03":
-		return fmt.Errorf("a lock was not had within %s; plenumctl doctor says who holds it: %w", trialLockTimeout, err)
+		return fmt.Errorf("a lock was not had within %s; plenumctl doctor says who holds it, and what locks telemetry against readers cannot be tried: %w", trialLockTimeout, err)
+	case pg.Code == "57014":
+		return fmt.Errorf("not done after %s, and stopped: %w", trialTimeout, err)
 	case pg.Code == "42601" && strings.Contains(pg.Message, "multiple commands"):
 		return Usagef("more than one statement; give one: %w", err)
 	case pg.Code == "42501":

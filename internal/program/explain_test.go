@@ -153,7 +153,8 @@ func TestSyncExplainBounds(t *testing.T) {
 	k := newKept(t)
 	k.story(2)
 	k.exec(`create table other (id bigint, done boolean); insert into other select i, false from generate_series(1, 20000) i; analyze other;
-		create sequence drawn; create procedure ends() language plpgsql as $$ begin commit; end $$;
+		create function planned() returns int immutable language plpgsql as $$ begin perform pg_sleep(9); return 1; end $$;
+		create materialized view seen as select 1 as n; create sequence drawn; create procedure ends() language plpgsql as $$ begin commit; end $$;
 		create function ends_too() returns int language plpgsql as $$ begin commit; return 1; end $$`)
 	before := k.state()
 	for sql, c := range map[string]struct {
@@ -169,6 +170,8 @@ func TestSyncExplainBounds(t *testing.T) {
 		"drop table other":                               {ExitUsage, "no statement that has a plan"},
 		"begin":                                          {ExitUsage, "no statement that has a plan"},
 		"truncate other":                                 {ExitUsage, "no statement that has a plan"},
+		"refresh materialized view seen":                 {ExitUsage, "no statement that has a plan"},
+		"select planned()":                               {ExitFailed, "not done after 5s, and stopped"},
 		"selec 1":                                        {ExitUsage, "syntax error"},
 		"select from nowhere":                            {ExitUsage, "name a table elsewhere with its schema"},
 		"select $1::bigint[], $2::timestamptz":           {ExitUsage, "has 2 parameters"},
@@ -196,9 +199,18 @@ func TestSyncExplainBounds(t *testing.T) {
 		}
 	}
 
-	trial := k.explain("update telemetry set processed = true where id = any($1) and pg_sleep(7) is not null").Trials[0]
+	trial := k.explain(`select from telemetry where id = any($1) and current_setting('client_connection_check_interval') = '500ms'
+		and current_setting('statement_timeout') = '5s' and current_setting('lock_timeout') = '100ms'`).Trials[0]
+	if trial.Matched != 50 {
+		t.Errorf("the bounds are not set, that of a tool which is killed among them: %+v", trial)
+	}
+	trial = k.explain("update telemetry set processed = true where id = any($1) and pg_sleep(7) is not null").Trials[0]
 	if trial.Completed || !strings.Contains(strings.Join(trial.Verdict, " "), "not done after 5s, and stopped") {
 		t.Errorf("a statement that takes long: %+v", trial)
+	}
+	trial = k.explain("select set_config('statement_timeout', '0', true), pg_sleep(4) from telemetry where id = any($1) and last_modified >= $2 and last_modified < $3 limit 1").Trials[0]
+	if trial.Completed || trial.Runs != 1 {
+		t.Errorf("a statement whose days together take long, and which lifts its own bound: %+v", trial)
 	}
 	lock, err := k.pool.Begin(t.Context())
 	if err != nil {

@@ -24,12 +24,10 @@ import (
 // Ingest runs the ingest daemon without its HTTP until ctx ends and it has drained.
 func Ingest(ctx context.Context, a *App) error {
 	begun := a.begin("start of ingest")
-	plans := newPlanGuard(a.owner, a.Log.With(zap.String("part", "plans")), a.Registry)
-	manager, err := newManagerWith(a, func(partman.Action) { plans.wake() })
+	manager, plans, err := newGuardedManager(a)
 	if err != nil {
 		return err
 	}
-	plans.drifts = func() bool { return indexDrift(manager, a.Settings.Database.Schema) }
 	if err := prepareDatabase(ctx, a); err != nil {
 		return ended(ctx, err)
 	}

@@ -14,7 +14,9 @@ import (
 const (
 	lookEvery = 250 * time.Millisecond
 	// longWait is from when a wait is worth a finding: shorter ones belong to a server at work.
-	longWait = time.Second
+	longWait   = time.Second
+	waitsShown = 20 // findings, the longest waits first
+	namesShown = 3  // sessions that one of them names
 )
 
 // A lockSession is a session that waits for a lock or holds one up, as pg_stat_activity has it.
@@ -177,8 +179,14 @@ func (w *lockWatch) ailments() (found []Ailment, text string) {
 		}
 	}
 	slices.SortFunc(long, func(a, b lockSeen) int { return int(b.Waited/time.Millisecond) - int(a.Waited/time.Millisecond) })
-	for _, seen := range long {
+	for _, seen := range long[:min(len(long), waitsShown)] {
 		found = append(found, seen.ailment())
+	}
+	if more := len(long) - len(found); more > 0 {
+		found = append(found, Ailment{
+			Subject: "other sessions", Message: plural(more, "more session") + " waiting for locks, none longer than these",
+			Do: "end what is at the root of these first, then look again",
+		})
 	}
 	over := time.Duration(w.looks) * lookEvery
 	switch {
@@ -191,29 +199,34 @@ func (w *lockWatch) ailments() (found []Ailment, text string) {
 }
 
 func (s lockSeen) ailment() Ailment {
-	var behind []string
-	for _, pid := range s.Blocker {
-		behind = append(behind, s.sample.sessions[pid].String())
-	}
+	behind := slices.SortedStableFunc(slices.Values(s.Blocker), func(a, b int32) int { // who holds a lock before who waits ahead in the line
+		return len(s.sample.waits[a].Blocker) - len(s.sample.waits[b].Blocker)
+	})
 	a := Ailment{
 		Subject: fmt.Sprint("pid ", s.PID),
-		Message: fmt.Sprintf("%s waits for %s since %s, behind %s", s.lockSession, s.Lock, short(s.Waited), strings.Join(behind, ", and ")),
+		Message: fmt.Sprintf("%s waits for %s since %s, behind %s", s.lockSession, s.Lock, short(s.Waited), s.name(behind, lockSession.String)),
 	}
-	roots := s.sample.roots(s.PID)
-	switch {
-	case len(roots) == 0:
+	if roots := s.sample.roots(s.PID); len(roots) > 0 {
+		a.Do = "at the root of it: " + s.name(roots, endSession)
+	} else {
 		a.Do = "they wait for each other: PostgreSQL ends one of them after deadlock_timeout"
-	default:
-		var ends []string
-		for _, pid := range roots {
-			ends = append(ends, endSession(s.sample.sessions[pid]))
-		}
-		a.Do = "at the root of it: " + strings.Join(ends, ", and ")
 	}
 	if hidden := s.Hidden || slices.ContainsFunc(s.Blocker, func(pid int32) bool { return s.sample.sessions[pid].Hidden }); hidden {
 		a.Do += "; queries of other roles are hidden from this one: grant pg_read_all_stats to it"
 	}
 	return a
+}
+
+// name says something of the first of the sessions, and counts the others: hundreds may hold one lock, or wait for it.
+func (s lockSeen) name(pids []int32, say func(lockSession) string) string {
+	var words []string
+	for _, pid := range pids[:min(len(pids), namesShown)] {
+		words = append(words, say(s.sample.sessions[pid]))
+	}
+	if more := len(pids) - len(words); more > 0 {
+		words = append(words, fmt.Sprint(more, " more"))
+	}
+	return strings.Join(words, ", and ")
 }
 
 // endSession says how to end a session, once somebody has looked what it is.

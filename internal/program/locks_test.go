@@ -113,6 +113,35 @@ func TestLockChain(t *testing.T) {
 	}
 }
 
+// Dozens wait in one line, each behind all before it: what is said is bounded, and the root is named with each.
+func TestLongLineOfWaits(t *testing.T) {
+	t.Parallel()
+	k := newKept(t)
+	root := k.session("root")
+	run(k, root, "begin; lock table telemetry_batch in share mode")
+	for n := range waitsShown + 5 {
+		wait(k, k.session(fmt.Sprint("waiter ", n)), "begin; lock table telemetry_batch in access exclusive mode")
+	}
+	var found []Ailment
+	devtest.Eventually(t, func() error {
+		watch, err := watchLocks(t.Context(), k.owner, lookEvery)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found, _ = watch.ailments(); len(found) != waitsShown+1 || !strings.HasPrefix(found[waitsShown].Message, "5 more sessions waiting for locks") {
+			return fmt.Errorf("%d findings, the last: %v", len(found), found[max(len(found)-1, 0):])
+		}
+		return nil
+	})
+	for _, f := range found[:waitsShown] {
+		wantParts(t, f.Do, fmt.Sprintf("pid %d, which does nothing", root.PgConn().PID()))
+		wantParts(t, f.Message, `application "root"`)
+		if n := strings.Count(f.Message, "application"); n > 1+namesShown {
+			t.Errorf("%d sessions are named: %s", n, f.Message)
+		}
+	}
+}
+
 // A row, an advisory lock and a prepared transaction are named as such.
 func TestLockKinds(t *testing.T) {
 	t.Parallel()
@@ -123,10 +152,20 @@ func TestLockKinds(t *testing.T) {
 	wait(k, k.session("row"), "update telemetry set processed = true")
 	wait(k, k.session("advisory"), "select pg_advisory_lock(7, 11)")
 	var all strings.Builder
-	for _, f := range k.longWaits(2) {
-		fmt.Fprintln(&all, f.Message)
+	prepares := k.session("prepares")
+	name := "forgotten_" + k.owner.Config().ConnConfig.Database // of the whole server
+	run(k, prepares, "begin; lock table telemetry_quarantine in share mode; prepare transaction '"+name+"'")
+	t.Cleanup(func() {
+		if _, err := prepares.Exec(context.Background(), "rollback prepared '"+name+"'"); err != nil {
+			t.Error(err)
+		}
+	})
+	wait(k, k.session("behind nobody"), "begin; lock table telemetry_quarantine in access exclusive mode")
+	for _, f := range k.longWaits(3) {
+		fmt.Fprintln(&all, f.Message, f.Do)
 	}
-	wantParts(t, all.String(), "a row that another transaction has changed", "advisory lock 7, 11", `application "holder"`)
+	wantParts(t, all.String(), "behind a prepared transaction at the root of it: a prepared transaction: select * from pg_prepared_xacts",
+		"a row that another transaction has changed", "advisory lock 7, 11", `application "holder"`)
 }
 
 // Nobody waits: that is said, and neither the doctor's own sessions nor what was never long are findings.

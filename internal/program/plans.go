@@ -108,6 +108,17 @@ func newPlanGuard(pool *pgxpool.Pool, log *zap.Logger, reg prometheus.Registerer
 	return g
 }
 
+// newGuardedManager returns the partition manager and the guard that looks at the plans after each of its actions.
+func newGuardedManager(a *App) (*partman.Manager, *planGuard, error) {
+	g := newPlanGuard(a.owner, a.Log.With(zap.String("part", "plans")), a.Registry)
+	m, err := newManagerWith(a, func(partman.Action) { g.wake() })
+	if err != nil {
+		return nil, nil, err
+	}
+	g.drifts = func() bool { return indexDrift(m, a.Settings.Database.Schema) }
+	return m, g, nil
+}
+
 // wake has run look again soon.
 func (g *planGuard) wake() {
 	select {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -184,14 +185,16 @@ func TestPlansNameWhatIsLost(t *testing.T) {
 	}
 }
 
-// The guard warns once, names relation, column and statement, ends the warning after the repair, and keeps what it knows
-// while a lock keeps it from looking.
+// The guard warns once, names relation, column and statement, ends the warning after the repair, keeps what it knows while a lock
+// keeps it from looking, and looks again while the partition manager misses an index.
 func TestPlanGuard(t *testing.T) {
 	t.Parallel()
 	k := newKept(t)
 	core, logs := observer.New(zap.InfoLevel)
 	reg := prometheus.NewRegistry()
 	g := newPlanGuard(k.owner, zap.New(core), reg)
+	var drifts atomic.Bool
+	g.drifts = drifts.Load
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -248,6 +251,34 @@ func TestPlanGuard(t *testing.T) {
 			t.Errorf("%q is logged %d times: %v", message, entries.Len(), logs.All())
 		}
 	}
+
+	drifts.Store(true) // the partition manager knows before it acts, and nobody wakes the guard
+	k.dropIDIndex(1)
+	await(3)
+}
+
+// The partition manager's actions wake the guard, and what it knows of indexes keeps it looking.
+func TestPlanGuardHearsOfActions(t *testing.T) {
+	t.Parallel()
+	k := newKept(t)
+	m, g, err := newGuardedManager(&App{Settings: k.Settings, Log: k.Log, Registry: prometheus.NewRegistry(), owner: k.owner})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-g.woken // for the look at the start
+	round := func(loop partman.Loop, woken int, drifts bool) {
+		t.Helper()
+		if _, err := m.RunOnce(t.Context(), loop); err != nil {
+			t.Fatal(err)
+		}
+		if len(g.woken) != woken || g.drifts() != drifts {
+			t.Errorf("woken %d, drifts %t; want %d, %t", len(g.woken), g.drifts(), woken, drifts)
+		}
+	}
+	round(partman.CreateLoop, 0, false)
+	k.dropIDIndex(1)
+	round(partman.CreateLoop, 0, true)
+	round(partman.HealthLoop, 1, false)
 }
 
 // planMetrics are the values of plenum_plan_findings by statement.

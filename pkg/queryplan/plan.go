@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -68,10 +69,13 @@ func Explain(ctx context.Context, tx pgx.Tx, o Options, sql string, args ...any)
 	return p, nil
 }
 
+// mergeCounts are members that PostgreSQL puts into the array of the tables that MERGE changes, where JSON has no members.
+var mergeCounts = regexp.MustCompile(`,\s*"Tuples (?:Inserted|Updated|Deleted|Skipped)": [0-9.]+`)
+
 // Parse reads what EXPLAIN (FORMAT JSON) of one statement answers.
 func Parse(answer []byte) (Plan, error) {
 	var plans []Plan
-	if err := json.Unmarshal(answer, &plans); err != nil {
+	if err := json.Unmarshal(mergeCounts.ReplaceAll(answer, nil), &plans); err != nil {
 		return Plan{}, fmt.Errorf("read the plan: %w", err)
 	}
 	if len(plans) != 1 || plans[0].Root.Type == "" {

@@ -215,6 +215,10 @@ func TestSummary(t *testing.T) {
 	if p.Modifies() || p.Matched() != 0 {
 		t.Errorf("a select of nothing: modifies %v, matched %d", p.Modifies(), p.Matched())
 	}
+	p = b.explain(true, "merge into event e using (select unnest($1::bigint[]) as id) i on e.id = i.id when matched then update set processed = true", ids)
+	if p.Matched() != 5 || !p.Modifies() {
+		t.Errorf("a merge: matched %d", p.Matched())
+	}
 	p = b.explain(true, "with m as ("+mark+" returning id) select count(*) from m", ids)
 	if p.Matched() != 5 || !p.Modifies() {
 		t.Errorf("an update within WITH: matched %d", p.Matched())

@@ -1,12 +1,15 @@
 package store_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
 	"sync"
 	"testing"
 
+	"plenum/internal/devenv/devtest"
 	"plenum/pkg/store"
 )
 
@@ -103,4 +106,85 @@ func TestResolveRefusesWhatItCannotSettle(t *testing.T) {
 	for _, l := range []store.Line{one, behind} {
 		want(h, "changed", h.resolve(l.BatchID, false).Changed(), false)
 	}
+}
+
+// While the day moves to the archive and back, each line is resolved where its rows are at that moment.
+func TestResolveWhileTheDayMoves(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	day := h.day(-1)
+	var lines []store.Line
+	for range 30 {
+		lines = append(lines, h.insertDay(day, 10))
+	}
+	h.markAll(store.NewMarker(h.pool))
+	for _, l := range lines {
+		h.exec("delete from telemetry where id = $1", l.FirstID+3)
+	}
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	wg.Go(func() {
+		for from, to := "telemetry", "telemetry_archive"; ; from, to = to, from {
+			h.move(from, to, day)
+			select {
+			case <-stop:
+				return
+			default:
+			}
+		}
+	})
+	where := map[string]int{}
+	for _, l := range lines {
+		r, err := store.Resolve(h.ctx, h.pool, l.BatchID, false)
+		if err != nil || r.Count != 9 {
+			t.Errorf("%+v, %v", r, err)
+		}
+		where[r.Where]++
+	}
+	close(stop)
+	wg.Wait()
+	t.Log(where)
+	_, rows := h.feed(0)
+	want(h, "rows of the feed", len(rows), 9*len(lines))
+}
+
+// A line that a worker is just marking is waited for, and then seen as processed: what was handed on stays, also the row whose id stands twice.
+func TestResolveWaitsForTheWorker(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	l := h.insertDay(h.today, 10)
+	damages["one deleted and one twice"](h, l)
+	tx, err := h.pool.Begin(h.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(context.WithoutCancel(h.ctx)) }() // where the test has failed
+	for _, sql := range []string{
+		"update telemetry set processed = true",
+		"update telemetry_batch set processed_at = now(), feed_position = nextval('telemetry_feed_position_seq')",
+	} {
+		if _, err := tx.Exec(h.ctx, sql); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var r store.Resolution
+	done := make(chan error, 1)
+	go func() {
+		var err error
+		r, err = store.Resolve(h.ctx, h.pool, l.BatchID, false)
+		done <- err
+	}()
+	devtest.Eventually(t, func() error {
+		if n := value[int](h, "select count(*) from pg_locks where not granted and pid in (select pid from pg_stat_activity where datname = current_database())"); n == 0 {
+			return errors.New("resolve does not wait")
+		}
+		return nil
+	})
+	if err := tx.Commit(h.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil || !r.Processed || r.Changed() {
+		t.Errorf("%+v, %v", r, err)
+	}
+	h.delivered()
 }

@@ -76,9 +76,10 @@ func Config() devenv.PostgresConfig {
 	return devenv.PostgresConfig{
 		BinDir: devenv.PostgresBinDir(os.Getenv),
 		Settings: map[string]string{
-			"shared_buffers":  "64MB",
-			"max_connections": "200",
-			"wal_keep_size":   "256MB", // a standby begins with what was written before it
+			"shared_buffers":            "64MB",
+			"max_connections":           "200",
+			"max_prepared_transactions": "8",     // off by default
+			"wal_keep_size":             "256MB", // a standby begins with what was written before it
 		},
 	}
 }
