@@ -175,6 +175,28 @@ func TestPushTakesOverAConsumer(t *testing.T) {
 	}
 }
 
+// Somebody else's commit would have the pusher skip rows; a seek, which forgets what is under way, moves it.
+func TestOnlyThePusherCommits(t *testing.T) {
+	t.Parallel()
+	d, r := newDatabase(t), newWebhook(t)
+	r.away(true)
+	head := d.add(2, 1)
+	d.push(&spy{Target: r.target()}, nil)
+	d.awaitState("a failure", func(s store.PushState) bool { return !s.FailingSince.IsZero() })
+	for _, position := range []int64{0, head} {
+		var pushed *feed.PushedError
+		if err := d.feed.Commit(t.Context(), "a", position); !errors.As(err, &pushed) || pushed.Target != "test" {
+			t.Errorf("commit of %d: %v", position, err)
+		}
+	}
+	if s := d.state(); s.Position != 0 || s.Delivering != head {
+		t.Errorf("the consumer was moved: %+v", s)
+	}
+	r.away(false)
+	await(t, r, 1, 2, 3)
+	d.awaitPosition(head)
+}
+
 // Rows that were dropped before the target had them: the pusher waits for a person, and says what is wrong.
 func TestPushBehindTheHorizon(t *testing.T) {
 	t.Parallel()

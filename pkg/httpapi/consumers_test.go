@@ -128,6 +128,7 @@ func TestSeekClearsAPush(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+	s.problem(s.commit("erp", positionBody(1)), http.StatusConflict, `syncjob pushes to consumer "erp" (webhook)`)
 	if a := s.seek("erp", positionBody(0)); a.status != 200 {
 		t.Fatalf("seek: %+v", a)
 	}

@@ -58,9 +58,9 @@ func CreateConsumer(ctx context.Context, pool *pgxpool.Pool, name string, positi
 	return nil
 }
 
-// AdvanceConsumer sets the consumer's position unless that would move it backwards, and returns false then.
+// AdvanceConsumer sets the consumer's position unless that would move it backwards or it is pushed to, and returns false then.
 func AdvanceConsumer(ctx context.Context, pool *pgxpool.Pool, name string, position int64) (bool, error) {
-	const q = `update feed_consumer set position = $2, updated_at = now() where name = $1 and position <= $2`
+	const q = `update feed_consumer set position = $2, updated_at = now() where name = $1 and position <= $2 and target is null`
 	tag, err := pool.Exec(ctx, q, name, position)
 	if err != nil {
 		return false, fmt.Errorf("commit position %d of consumer %q: %w", position, name, err)

@@ -154,6 +154,11 @@ func TestCommitBySQL(t *testing.T) {
 	h.wantState(h.pool, "PF409", []string{"stands at 3", "does not go back to 1"}, q, "erp", 1)
 	h.wantState(h.pool, "PF409", []string{"position 4 is past the feed's head 3"}, q, "erp", 4)
 	h.wantState(h.pool, "PF409", []string{"past the feed's head 3"}, q, "new", 4)
+	h.exec("insert into feed_consumer (name, position, target) values ('pushed', 1, 'kafka')")
+	for position := 0; position <= 2; position++ {
+		h.wantState(h.pool, "PF409", []string{"syncjob pushes to consumer pushed (kafka)"}, q, "pushed", position)
+	}
+	h.exec("delete from feed_consumer where name = 'pushed' and position = 1")
 	h.wantState(h.pool, "22023", []string{"position is null"}, q, "erp", nil)
 	h.wantState(h.pool, "22023", []string{"position is -1"}, q, "erp", -1)
 	for _, name := range []string{"", "a/b", ".a", "a\n", "a b", "ä", strings.Repeat("a", 65)} {
