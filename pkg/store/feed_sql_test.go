@@ -132,6 +132,33 @@ func TestFeedBySQLCountsEachLine(t *testing.T) {
 	h.wantState(h.pool, "PF503", nil, "select telemetry_feed(0, 100)")
 }
 
+// Rows come by id also where they lie otherwise and the plan reads them as they lie.
+func TestFeedBySQLOrdersRows(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	l := h.insertDay(h.today, 3)
+	next := h.insertDay(h.today, 1)
+	h.markAll(store.NewMarker(h.pool))
+	h.exec("with moved as (delete from telemetry where id = $1 returning *) insert into telemetry select * from moved", l.FirstID)
+	conn, err := h.pool.Acquire(h.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	if _, err := conn.Exec(h.ctx, "set enable_indexscan = off"); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := conn.Query(h.ctx, "select id from telemetry_feed(0, 10)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(h, "order", fmt.Sprint(ids), fmt.Sprint([]int64{l.FirstID, l.FirstID + 1, l.FirstID + 2, next.FirstID}))
+}
+
 func TestCommitBySQL(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
