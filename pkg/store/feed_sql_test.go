@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"plenum/internal/devenv/devtest"
 	"plenum/pkg/store"
 )
 
@@ -132,6 +134,36 @@ func TestFeedBySQLCountsEachLine(t *testing.T) {
 	h.wantState(h.pool, "PF503", nil, "select telemetry_feed(0, 100)")
 }
 
+// Rows that are dropped while the function reads: it says so, and not that they are missing from a batch.
+func TestFeedBySQLWhileADayGoes(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.insertDay(h.today, 3)
+	h.markAll(store.NewMarker(h.pool))
+	leaf := leafOf("telemetry", h.today)
+	tx, err := h.pool.Begin(h.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(h.ctx) }()
+	if _, err := tx.Exec(h.ctx, "truncate "+leaf+"; update feed_horizon set position = 1"); err != nil {
+		t.Fatal(err)
+	}
+	var reader sync.WaitGroup
+	reader.Go(func() { h.wantState(h.pool, "PF410", nil, "select telemetry_feed(0, 100)") })
+	devtest.Eventually(t, func() error {
+		const q = `select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and query like '%telemetry_feed%'`
+		if n := value[int](h, q); n != 1 {
+			return fmt.Errorf("%d readers wait", n)
+		}
+		return nil
+	})
+	if err := tx.Commit(h.ctx); err != nil {
+		t.Fatal(err)
+	}
+	reader.Wait()
+}
+
 // Rows come by id also where they lie otherwise and the plan reads them as they lie.
 func TestFeedBySQLOrdersRows(t *testing.T) {
 	t.Parallel()
@@ -193,6 +225,10 @@ func TestCommitBySQL(t *testing.T) {
 	}
 	h.wantState(h.pool, "22023", []string{"consumer is null"}, q, nil, 1)
 
+	h.exec("update feed_horizon set position = 7") // the ledger's lines are gone too
+	commit("erp", 7)
+	h.exec("update feed_horizon set position = 0")
+
 	// It is the caller's transaction that commits.
 	tx, err := h.pool.Begin(h.ctx)
 	if err != nil {
@@ -229,6 +265,10 @@ func TestFeedBySQLIsNotFooled(t *testing.T) {
 	h.markAll(store.NewMarker(owned))
 
 	conn := h.caller(schema)
+	h.exec("revoke execute on function telemetry_feed, telemetry_feed_commit from caller_" + databaseOf(h.url))
+	h.wantState(conn, "42501", []string{"telemetry_feed"}, "select "+quoted+".telemetry_feed(0, 10)")
+	h.wantState(conn, "42501", []string{"telemetry_feed_commit"}, "select "+quoted+".telemetry_feed_commit('erp', 1)")
+	h.exec("grant execute on function telemetry_feed, telemetry_feed_commit to caller_" + databaseOf(h.url))
 	exec := func(sql string) {
 		t.Helper()
 		if _, err := conn.Exec(h.ctx, sql); err != nil {
@@ -293,9 +333,14 @@ func TestFeedBySQLPlans(t *testing.T) {
 		}
 	}
 	h.markAll(store.NewMarker(h.pool))
+	// Rows that lie anyhow, and a caller's session that has everything else than the functions need.
+	h.exec("with moved as (delete from telemetry returning *) insert into telemetry select * from moved order by md5(id::text)")
 	h.archive(h.day(-2))
 	h.exec("analyze")
-	p := h.withPlans(map[string]string{"auto_explain.log_nested_statements": "on"})
+	p := h.withPlans(map[string]string{
+		"auto_explain.log_nested_statements": "on", "plan_cache_mode": "force_generic_plan", "work_mem": "64kB",
+		"parallel_setup_cost": "0", "parallel_tuple_cost": "0", "min_parallel_table_scan_size": "0", "min_parallel_index_scan_size": "0",
+	})
 	for day, after := range map[int]int64{-2: 0, -1: 20, 0: 40} {
 		p.take()
 		if _, err := p.Exec(h.ctx, "select count(*) from telemetry_feed($1, 4000)", after); err != nil {
@@ -303,6 +348,9 @@ func TestFeedBySQLPlans(t *testing.T) {
 		}
 		var reads []string
 		for _, plan := range p.take() {
+			if strings.Contains(plan, "from telemetry_batch") && !strings.Contains(plan, "->  Limit") {
+				t.Errorf("day %d: all lines behind the position are read:\n%s", day, plan)
+			}
 			if strings.Contains(plan, "telemetry_all a") && strings.Contains(plan, "unnest(spots") {
 				reads = append(reads, plan)
 			}
@@ -311,6 +359,11 @@ func TestFeedBySQLPlans(t *testing.T) {
 			t.Fatalf("%d statements read rows, want 1", len(reads))
 		}
 		wantPlan(h, reads[0], "_id_idx", leafOf("telemetry", h.day(day)))
+		for _, word := range []string{"Gather", "Sort Method: external"} {
+			if strings.Contains(reads[0], word) {
+				t.Errorf("day %d: the plan has %q:\n%s", day, word, reads[0])
+			}
+		}
 		for other := -2; other <= 1; other++ {
 			if other != day && strings.Contains(reads[0], "on "+leafOf("telemetry", h.day(other))) {
 				t.Errorf("day %d: the plan touches day %d:\n%s", day, other, reads[0])
