@@ -94,7 +94,8 @@ begin
                   from unnest(spots[i:j], firsts[i:j], lasts[i:j], counts[i:j]) l (position, first_id, last_id, row_count)
                   cross join lateral (
                       select a.id, a.device_id, a.kind, a.seq, a.recorded_at, a.last_modified, a.payload from telemetry_all a
-                      where a.id >= l.first_id and a.id <= l.last_id and a.last_modified >= day_from and a.last_modified < day_to) t) r
+                      where a.id >= l.first_id and a.id <= l.last_id and a.last_modified >= day_from and a.last_modified < day_to
+                      limit l.row_count + 1) t) r -- so that each line is looked up by itself, and not in a copy of the day
             where r.found = r.row_count
             order by r.position, r.id;
         get diagnostics got = row_count;
