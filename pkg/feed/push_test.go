@@ -2,6 +2,7 @@ package feed_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -244,6 +245,26 @@ func TestRefusalsOutliveAProcess(t *testing.T) {
 	if n := len(p.seen()); n != 1 {
 		t.Errorf("%d deliveries after %d refusals, want 1 more", n, attempts)
 	}
+}
+
+// A dead letter that is to be delivered once more waits while a page is cut: a target remembers what it took of that page, until it
+// gets another.
+func TestDeadLettersWaitForACutPage(t *testing.T) {
+	t.Parallel()
+	d, r := newDatabase(t), newWebhook(t)
+	head := d.add(1, 1, 1, 1)
+	r.refuse(func(seq int64) bool { return seq == 3 })
+	seq := int64(99)
+	d.exec("insert into feed_dead_letter (consumer, after_position, position, row_count, attempts, detail, body) values ('a', 0, 1, 1, 1, '', $1)",
+		feed.AppendRows(nil, []store.FeedRow{{ID: 99, DeviceID: "a", Kind: "k", Seq: &seq, Payload: []byte("{}")}}))
+	d.push(&spy{Target: r.target(), after: func(_ context.Context, sent feed.Delivery, err error) error {
+		if len(sent.Rows) == 4 {
+			d.exec("update feed_dead_letter set retry_at = now()")
+		}
+		return err
+	}}, nil)
+	await(t, r, 1, 2, 4, 99)
+	d.awaitPosition(head)
 }
 
 // Who seeks need not wait for the end of a pause.
