@@ -29,9 +29,10 @@ type App struct {
 	Registry *prometheus.Registry
 	Health   *httpapi.Health
 
-	pool, owner, read *pgxpool.Pool
-	feed              *feed.Feed
-	waiting           waiting
+	pool, owner   *pgxpool.Pool
+	serving, read *pgxpool.Pool // the feed's: consumers that wait take no connection of marking's, nor of the pushers'
+	feed          *feed.Feed
+	waiting       waiting
 }
 
 // NewApp opens the pools, which connect when they are first used.
@@ -56,7 +57,10 @@ func NewApp(ctx context.Context, name string, s Settings, log *zap.Logger) (*App
 		a.owner = open("database.owner_url", s.Database.OwnerURL, 8)
 		a.read = open("database.read_url", s.Database.ReadURL, len(pushed)+8)
 	}
-	a.feed = feed.New(a.pool, a.read)
+	if a.pool != nil { // else its fault has been told
+		a.serving = open("database.url", s.Database.URL, 8)
+	}
+	a.feed = feed.New(a.serving, a.read)
 	a.waiting.set("start", "the program is starting") // until a daemon says what it waits for
 	a.Health.Add(a.waiting.check)
 	a.Registry.MustRegister(a.ready())
@@ -69,7 +73,7 @@ func NewApp(ctx context.Context, name string, s Settings, log *zap.Logger) (*App
 
 // Close closes the pools.
 func (a *App) Close() {
-	for _, p := range []*pgxpool.Pool{a.pool, a.owner, a.read} {
+	for _, p := range []*pgxpool.Pool{a.pool, a.owner, a.serving, a.read} {
 		if p != nil {
 			p.Close()
 		}

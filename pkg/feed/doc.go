@@ -12,7 +12,7 @@
 //   - Rows come in position order, batches whole; a read again without a commit returns the same rows first.
 //   - A consumer whose next rows have been dropped is told so (GoneError), never moved on.
 //   - A batch of which rows are missing is an error, never fewer rows.
-//   - A position never goes backwards by Commit, nor past the feed's head. Seek moves it between horizon and head.
+//   - A position never goes backwards by Commit, nor past the feed's head; that of a consumer that is pushed to moves by its pusher alone. Seek moves it between horizon and head.
 //   - No wake is lost between a look and the wait for the next: a reader takes the wake before it looks, and a shared look that it
 //     gets began after the wake.
 //   - A standby that lags skips nothing and makes nothing expire: a page's lines, rows and horizon come from one server.

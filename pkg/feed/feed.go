@@ -55,6 +55,13 @@ func (e *PositionError) Error() string {
 	return fmt.Sprintf("consumer %q stands at %d: a commit does not go back to %d", e.Name, e.Current, e.Position)
 }
 
+// A PushedError is a commit for a consumer that syncjob pushes to: it would have the pusher skip rows.
+type PushedError struct{ Name, Target string }
+
+func (e *PushedError) Error() string {
+	return fmt.Sprintf("syncjob pushes to consumer %q (%s) and commits what arrived there; read under another name, or move it by a seek", e.Name, e.Target)
+}
+
 // Feed serves consumers from a database.
 type Feed struct {
 	pool, read *pgxpool.Pool
@@ -166,7 +173,7 @@ func (f *Feed) start(ctx context.Context, from string) (int64, error) {
 	return horizon, err
 }
 
-// Commit moves the consumer to position. The same position again is no error.
+// Commit moves the consumer to position. The same position again is no error. A consumer that is pushed to is the pusher's to move.
 func (f *Feed) Commit(ctx context.Context, name string, position int64) error {
 	if err := validateName(name); err != nil {
 		return err
@@ -186,10 +193,16 @@ func (f *Feed) Commit(ctx context.Context, name string, position int64) error {
 	if err != nil || moved {
 		return err
 	}
-	if c, err = f.known(ctx, name); err != nil { // another reader of the same consumer may just have moved it
+	now, known, err := store.ReadPush(ctx, f.pool, name) // another reader of the same consumer may just have moved it
+	switch {
+	case err != nil:
 		return err
+	case !known:
+		return &UnknownError{name}
+	case now.Target != "":
+		return &PushedError{name, now.Target}
 	}
-	return &PositionError{name, position, c.Position, head}
+	return &PositionError{name, position, now.Position, head}
 }
 
 func (f *Feed) known(ctx context.Context, name string) (store.Consumer, error) {

@@ -65,6 +65,18 @@ func (d *database) later(name string) <-chan feed.Page {
 	return pages
 }
 
+// woken is the page of a read that was woken: at the end of its wait each looks once more, woken or not.
+func (d *database) woken(page <-chan feed.Page) feed.Page {
+	d.t.Helper()
+	select {
+	case p := <-page:
+		return p
+	case <-time.After(feed.MaxWait / 2):
+		d.t.Fatal("the read was not woken")
+		return feed.Page{}
+	}
+}
+
 // Nothing but the NOTIFY can wake the readers: by themselves they look once an hour.
 func TestANotifyWakes(t *testing.T) {
 	t.Parallel()
@@ -89,7 +101,7 @@ func TestANotifyWakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, p := range pages {
-		if page := <-p; len(page.Rows) != 2 || page.Position != head {
+		if page := d.woken(p); len(page.Rows) != 2 || page.Position != head {
 			t.Errorf("%d rows up to %d, want 2 up to %d", len(page.Rows), page.Position, head)
 		}
 	}
@@ -164,7 +176,7 @@ func TestReadsGoOnWithoutTheListener(t *testing.T) {
 	if err := store.NotifyFeed(t.Context(), d.pool); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-page; len(got.Rows) != rows {
+	if got := d.woken(page); len(got.Rows) != rows {
 		t.Errorf("%d rows, want %d", len(got.Rows), rows)
 	}
 	stop()
@@ -195,7 +207,7 @@ func TestAWaitingReaderFollowsASeek(t *testing.T) {
 	if err := d.feed.Seek(t.Context(), "a", 1); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-page; len(got.Rows) != 1 || got.Position != head {
+	if got := d.woken(page); len(got.Rows) != 1 || got.Position != head {
 		t.Errorf("%d rows up to %d, want the last, up to %d", len(got.Rows), got.Position, head)
 	}
 	d.commit("a", head)

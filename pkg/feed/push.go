@@ -136,6 +136,8 @@ type held struct {
 
 type span struct{ from, to int64 }
 
+func (s span) holds(position int64) bool { return position >= s.from && position < s.to }
+
 // PushStatus is what a pusher is at.
 type PushStatus struct {
 	Name         string

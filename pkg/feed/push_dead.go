@@ -15,10 +15,11 @@ import (
 )
 
 // retryDead delivers one dead letter that a person wants delivered once more. What the target cannot take now stays
-// asked for, and holds up no page: it has its turn again later.
+// asked for, and holds up no page: it has its turn again later. While a page is cut it waits: a target may remember what it took of
+// that page until it gets another.
 func (p *Pusher) retryDead(ctx context.Context) error {
 	now := time.Now()
-	if now.Before(p.lookForRetriesAt) || !p.Status().FailingSince.IsZero() {
+	if now.Before(p.lookForRetriesAt) || !p.Status().FailingSince.IsZero() || p.narrow.holds(p.at) {
 		return nil
 	}
 	p.lookForRetriesAt = now.Add(p.t.look)

@@ -32,7 +32,7 @@ func (p *Pusher) page(ctx context.Context, c store.PushState) (*held, error) {
 
 // limit is how much is read behind a position: a batch at a time where a page of several was refused.
 func (p *Pusher) limit(after int64) int {
-	if after >= p.narrow.from && after < p.narrow.to {
+	if p.narrow.holds(after) {
 		return 1
 	}
 	return p.cfg.Limit

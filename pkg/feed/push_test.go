@@ -2,6 +2,7 @@ package feed_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -175,6 +176,28 @@ func TestPushTakesOverAConsumer(t *testing.T) {
 	}
 }
 
+// Somebody else's commit would have the pusher skip rows; a seek, which forgets what is under way, moves it.
+func TestOnlyThePusherCommits(t *testing.T) {
+	t.Parallel()
+	d, r := newDatabase(t), newWebhook(t)
+	r.away(true)
+	head := d.add(2, 1)
+	d.push(&spy{Target: r.target()}, nil)
+	d.awaitState("a failure", func(s store.PushState) bool { return !s.FailingSince.IsZero() })
+	for _, position := range []int64{0, head} {
+		var pushed *feed.PushedError
+		if err := d.feed.Commit(t.Context(), "a", position); !errors.As(err, &pushed) || pushed.Target != "test" {
+			t.Errorf("commit of %d: %v", position, err)
+		}
+	}
+	if s := d.state(); s.Position != 0 || s.Delivering != head {
+		t.Errorf("the consumer was moved: %+v", s)
+	}
+	r.away(false)
+	await(t, r, 1, 2, 3)
+	d.awaitPosition(head)
+}
+
 // Rows that were dropped before the target had them: the pusher waits for a person, and says what is wrong.
 func TestPushBehindTheHorizon(t *testing.T) {
 	t.Parallel()
@@ -222,6 +245,26 @@ func TestRefusalsOutliveAProcess(t *testing.T) {
 	if n := len(p.seen()); n != 1 {
 		t.Errorf("%d deliveries after %d refusals, want 1 more", n, attempts)
 	}
+}
+
+// A dead letter that is to be delivered once more waits while a page is cut: a target remembers what it took of that page, until it
+// gets another.
+func TestDeadLettersWaitForACutPage(t *testing.T) {
+	t.Parallel()
+	d, r := newDatabase(t), newWebhook(t)
+	head := d.add(1, 1, 1, 1)
+	r.refuse(func(seq int64) bool { return seq == 3 })
+	seq := int64(99)
+	d.exec("insert into feed_dead_letter (consumer, after_position, position, row_count, attempts, detail, body) values ('a', 0, 1, 1, 1, '', $1)",
+		feed.AppendRows(nil, []store.FeedRow{{ID: 99, DeviceID: "a", Kind: "k", Seq: &seq, Payload: []byte("{}")}}))
+	d.push(&spy{Target: r.target(), after: func(_ context.Context, sent feed.Delivery, err error) error {
+		if len(sent.Rows) == 4 {
+			d.exec("update feed_dead_letter set retry_at = now()")
+		}
+		return err
+	}}, nil)
+	await(t, r, 1, 2, 4, 99)
+	d.awaitPosition(head)
 }
 
 // Who seeks need not wait for the end of a pause.

@@ -101,10 +101,17 @@ func TestSeekProblems(t *testing.T) {
 		s.problem(s.seek("nobody", body), http.StatusNotFound, `there is no consumer "nobody"`)
 	}
 	s.problem(s.seek("a", positionBody(head+1)), http.StatusConflict, fmt.Sprintf("position %d is past the feed's head %d", head+1, head))
+	if at := s.overview().Consumers[0].Position; at != 0 {
+		t.Errorf("a refused seek moved the consumer to %d", at)
+	}
+	s.exec("update feed_consumer set position = $1", head)
 	s.exec("update feed_horizon set position = $1", dropped)
 	members := s.problem(s.seek("a", positionBody(dropped-1)), http.StatusGone, "have been dropped")
 	if members["oldest_position"] != float64(dropped) {
 		t.Errorf("problem %v, want oldest_position %d", members, dropped)
+	}
+	if at := s.overview().Consumers[0].Position; at != head {
+		t.Errorf("a refused seek moved the consumer to %d", at)
 	}
 	if a := s.seek("a", positionBody(dropped)); a.status != 200 {
 		t.Errorf("seek to the oldest position: %+v", a)
@@ -128,6 +135,7 @@ func TestSeekClearsAPush(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
+	s.problem(s.commit("erp", positionBody(1)), http.StatusConflict, `syncjob pushes to consumer "erp" (webhook)`)
 	if a := s.seek("erp", positionBody(0)); a.status != 200 {
 		t.Fatalf("seek: %+v", a)
 	}

@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// zippers are writers to use again: one takes some hundred KiB to make. The rows of a feed repeat themselves so much that the
-// fastest level makes a tenth of them.
+// zippers are writers to use again: one takes some hundred KiB to make. The rows of a feed repeat themselves so much that
+// the fastest level does.
 var zippers = sync.Pool{New: func() any {
 	z, err := gzip.NewWriterLevel(io.Discard, gzip.BestSpeed)
 	if err != nil { // no level that gzip knows makes it fail

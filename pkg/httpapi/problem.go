@@ -36,6 +36,7 @@ func feedProblem(err error) problem {
 		unknown    *feed.UnknownError
 		gone       *feed.GoneError
 		position   *feed.PositionError
+		pushed     *feed.PushedError
 		incomplete *store.IncompleteError
 	)
 	p := problem{Status: http.StatusServiceUnavailable, Detail: err.Error()}
@@ -44,7 +45,7 @@ func feedProblem(err error) problem {
 		p.Status = http.StatusBadRequest
 	case errors.As(err, &unknown):
 		p.Status = http.StatusNotFound
-	case errors.As(err, &position):
+	case errors.As(err, &position), errors.As(err, &pushed):
 		p.Status = http.StatusConflict
 	case errors.As(err, &gone):
 		p.Status, p.Oldest = http.StatusGone, &gone.Oldest

@@ -51,16 +51,16 @@ func ConsumerPositions(ctx context.Context, pool *pgxpool.Pool) (map[string]int6
 
 // CreateConsumer creates the consumer at position; where it exists, it stays as it is.
 func CreateConsumer(ctx context.Context, pool *pgxpool.Pool, name string, position int64) error {
-	const q = `insert into feed_consumer (name, position) values ($1, $2) on conflict (name) do nothing`
+	const q = bounded + `insert into feed_consumer (name, position) select $1, $2::bigint from bounded on conflict (name) do nothing`
 	if _, err := pool.Exec(ctx, q, name, position); err != nil {
 		return fmt.Errorf("create consumer %q: %w", name, err)
 	}
 	return nil
 }
 
-// AdvanceConsumer sets the consumer's position unless that would move it backwards, and returns false then.
+// AdvanceConsumer sets the consumer's position unless that would move it backwards or it is pushed to, and returns false then.
 func AdvanceConsumer(ctx context.Context, pool *pgxpool.Pool, name string, position int64) (bool, error) {
-	const q = `update feed_consumer set position = $2, updated_at = now() where name = $1 and position <= $2`
+	const q = bounded + `update feed_consumer set position = $2, updated_at = now() from bounded where name = $1 and position <= $2 and target is null`
 	tag, err := pool.Exec(ctx, q, name, position)
 	if err != nil {
 		return false, fmt.Errorf("commit position %d of consumer %q: %w", position, name, err)
@@ -73,6 +73,10 @@ func AdvanceConsumer(ctx context.Context, pool *pgxpool.Pool, name string, posit
 const lockConsumers = `select pg_advisory_xact_lock($1, hashtext(current_schema()))`
 
 const boundWaits = `set local lock_timeout = '5s'`
+
+// bounded is the same for a statement that reads from it. A consumer's own transaction may hold its row, or its name, for as long as it
+// likes; each who waits for that has a connection meanwhile.
+const bounded = `with bounded as materialized (select set_config('lock_timeout', '5s', true)) `
 
 // RequireConsumer says whether retention waits for the consumer. Where there is none of that name, it creates one at the
 // horizon, and returns true.
@@ -140,7 +144,7 @@ func SeekConsumer(ctx context.Context, pool *pgxpool.Pool, name string, position
 
 // RemoveConsumer removes the consumer, and returns false if there is none of that name.
 func RemoveConsumer(ctx context.Context, pool *pgxpool.Pool, name string) (bool, error) {
-	tag, err := pool.Exec(ctx, `delete from feed_consumer where name = $1`, name)
+	tag, err := pool.Exec(ctx, bounded+`delete from feed_consumer using bounded where name = $1`, name)
 	if err != nil {
 		return false, fmt.Errorf("remove consumer %q: %w", name, err)
 	}

@@ -1,8 +1,11 @@
 package store_test
 
 import (
+	"context"
 	"errors"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -123,23 +126,47 @@ func TestDeclaringWhileADayGoes(t *testing.T) {
 }
 
 // A consumer's own transaction holds its row: who wants to move it waits for a while, and says so.
-func TestASeekDoesNotWaitForEver(t *testing.T) {
+func TestNobodyWaitsForEverForAConsumer(t *testing.T) {
 	t.Parallel()
 	h := newHouse(t)
 	h.insertDay(h.day(-1), 2)
 	h.markAll(store.NewMarker(h.pool))
-	h.exec("select telemetry_feed_commit('erp', 0)")
+	h.exec("insert into feed_consumer (name, position, target) values ('reads', 0, null), ('pushed', 0, 'kafka')")
 	tx, err := h.pool.Begin(h.ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = tx.Rollback(h.ctx) }()
-	if _, err := tx.Exec(h.ctx, "select telemetry_feed_commit('erp', 1)"); err != nil {
+	if _, err := tx.Exec(h.ctx, "update feed_consumer set updated_at = now(); select telemetry_feed_commit('new', 1)"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := store.SeekConsumer(h.ctx, h.pool, "erp", 0); err == nil {
-		t.Error("a seek passed a transaction that holds the consumer")
-	} else {
-		wantParts(h, err.Error(), `seek consumer "erp" to position 0`, "55P03")
+	ctx, cancel := context.WithTimeout(h.ctx, time.Minute)
+	defer cancel()
+	fence := store.Fence{Name: "pushed"}
+	var waiting sync.WaitGroup
+	for what, move := range map[string]func() error{
+		`seek consumer "reads" to position 0`:       func() error { _, err := store.SeekConsumer(ctx, h.pool, "reads", 0); return err },
+		`set required of consumer "reads"`:          func() error { _, _, err := store.RequireConsumer(ctx, h.pool, "reads", true); return err },
+		`commit position 1 of consumer "reads"`:     func() error { _, err := store.AdvanceConsumer(ctx, h.pool, "reads", 1); return err },
+		`remove consumer "reads"`:                   func() error { _, err := store.RemoveConsumer(ctx, h.pool, "reads"); return err },
+		`create consumer "new"`:                     func() error { return store.CreateConsumer(ctx, h.pool, "new", 0) },
+		`make "reads" a consumer that is pushed to`: func() error { _, err := store.AdoptPush(ctx, h.pool, "reads", "kafka", false); return err },
+		`begin the delivery of consumer "pushed"`:   func() error { _, err := store.BeginDelivery(ctx, h.pool, fence, 1); return err },
+		`commit the delivery of consumer "pushed"`:  func() error { _, err := store.CommitDelivery(ctx, h.pool, fence, 1); return err },
+		`count a refusal of consumer "pushed"`:      func() error { _, err := store.NoteRefusal(ctx, h.pool, fence, ""); return err },
+		`note the failure of consumer "pushed"`:     func() error { return store.NoteFailure(ctx, h.pool, fence, "") },
+		`store a dead letter of consumer "pushed"`: func() error {
+			_, _, err := store.Bury(ctx, h.pool, fence, store.DeadLetter{Position: 1})
+			return err
+		},
+	} {
+		waiting.Go(func() {
+			if err := move(); err == nil {
+				t.Errorf("%s: passed a transaction that holds the consumer", what)
+			} else {
+				wantParts(h, err.Error(), what, "55P03")
+			}
+		})
 	}
+	waiting.Wait()
 }

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"plenum/internal/devenv/devtest"
 	"plenum/pkg/store"
 )
 
@@ -130,6 +132,64 @@ func TestFeedBySQLCountsEachLine(t *testing.T) {
 	h.exec("delete from telemetry where id = $1", first.FirstID)
 	h.insertRows(h.today, second.FirstID, 1)
 	h.wantState(h.pool, "PF503", nil, "select telemetry_feed(0, 100)")
+	h.wantState(h.pool, "PF503", []string{"behind position 1 and up to 2"}, "select telemetry_feed(1, 100)")
+}
+
+// Rows that are dropped while the function reads: it says so, and not that they are missing from a batch.
+func TestFeedBySQLWhileADayGoes(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	h.insertDay(h.today, 3)
+	h.markAll(store.NewMarker(h.pool))
+	leaf := leafOf("telemetry", h.today)
+	tx, err := h.pool.Begin(h.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(h.ctx) }()
+	if _, err := tx.Exec(h.ctx, "truncate "+leaf+"; update feed_horizon set position = 1"); err != nil {
+		t.Fatal(err)
+	}
+	var reader sync.WaitGroup
+	reader.Go(func() { h.wantState(h.pool, "PF410", nil, "select telemetry_feed(0, 100)") })
+	devtest.Eventually(t, func() error {
+		const q = `select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock' and query like '%telemetry_feed%'`
+		if n := value[int](h, q); n != 1 {
+			return fmt.Errorf("%d readers wait", n)
+		}
+		return nil
+	})
+	if err := tx.Commit(h.ctx); err != nil {
+		t.Fatal(err)
+	}
+	reader.Wait()
+}
+
+// Rows come by id also where they lie otherwise and the plan reads them as they lie.
+func TestFeedBySQLOrdersRows(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t)
+	l := h.insertDay(h.today, 3)
+	next := h.insertDay(h.today, 1)
+	h.markAll(store.NewMarker(h.pool))
+	h.exec("with moved as (delete from telemetry where id = $1 returning *) insert into telemetry select * from moved", l.FirstID)
+	conn, err := h.pool.Acquire(h.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	if _, err := conn.Exec(h.ctx, "set enable_indexscan = off"); err != nil {
+		t.Fatal(err)
+	}
+	rows, err := conn.Query(h.ctx, "select id from telemetry_feed(0, 10)")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ids, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(h, "order", fmt.Sprint(ids), fmt.Sprint([]int64{l.FirstID, l.FirstID + 1, l.FirstID + 2, next.FirstID}))
 }
 
 func TestCommitBySQL(t *testing.T) {
@@ -154,12 +214,22 @@ func TestCommitBySQL(t *testing.T) {
 	h.wantState(h.pool, "PF409", []string{"stands at 3", "does not go back to 1"}, q, "erp", 1)
 	h.wantState(h.pool, "PF409", []string{"position 4 is past the feed's head 3"}, q, "erp", 4)
 	h.wantState(h.pool, "PF409", []string{"past the feed's head 3"}, q, "new", 4)
+	h.exec("insert into feed_consumer (name, position, target) values ('pushed', 1, 'kafka')")
+	for position := 0; position <= 2; position++ {
+		h.wantState(h.pool, "PF409", []string{"syncjob pushes to consumer pushed (kafka)"}, q, "pushed", position)
+	}
+	h.exec("delete from feed_consumer where name = 'pushed' and position = 1")
 	h.wantState(h.pool, "22023", []string{"position is null"}, q, "erp", nil)
 	h.wantState(h.pool, "22023", []string{"position is -1"}, q, "erp", -1)
 	for _, name := range []string{"", "a/b", ".a", "a\n", "a b", "ä", strings.Repeat("a", 65)} {
 		h.wantState(h.pool, "22023", []string{"the first a letter or digit"}, q, name, 1)
 	}
 	h.wantState(h.pool, "22023", []string{"consumer is null"}, q, nil, 1)
+
+	h.exec("update feed_horizon set position = 7") // the ledger's lines are gone too
+	commit("erp", 7)
+	h.exec("update feed_horizon set position = 0")
+	commit("erp", 7) // the head has gone back
 
 	// It is the caller's transaction that commits.
 	tx, err := h.pool.Begin(h.ctx)
@@ -197,6 +267,10 @@ func TestFeedBySQLIsNotFooled(t *testing.T) {
 	h.markAll(store.NewMarker(owned))
 
 	conn := h.caller(schema)
+	h.exec("revoke execute on function telemetry_feed, telemetry_feed_commit from caller_" + databaseOf(h.url))
+	h.wantState(conn, "42501", []string{"telemetry_feed"}, "select "+quoted+".telemetry_feed(0, 10)")
+	h.wantState(conn, "42501", []string{"telemetry_feed_commit"}, "select "+quoted+".telemetry_feed_commit('erp', 1)")
+	h.exec("grant execute on function telemetry_feed, telemetry_feed_commit to caller_" + databaseOf(h.url))
 	exec := func(sql string) {
 		t.Helper()
 		if _, err := conn.Exec(h.ctx, sql); err != nil {
@@ -249,42 +323,6 @@ func databaseOf(url string) string {
 		return err.Error()
 	}
 	return cfg.ConnConfig.Database
-}
-
-// The function reads one day's partition at a time, by its index on id.
-func TestFeedBySQLPlans(t *testing.T) {
-	t.Parallel()
-	h := newHouse(t)
-	for n := -2; n <= 0; n++ {
-		for range 20 {
-			h.insertDay(h.day(n), 200)
-		}
-	}
-	h.markAll(store.NewMarker(h.pool))
-	h.archive(h.day(-2))
-	h.exec("analyze")
-	p := h.withPlans(map[string]string{"auto_explain.log_nested_statements": "on"})
-	for day, after := range map[int]int64{-2: 0, -1: 20, 0: 40} {
-		p.take()
-		if _, err := p.Exec(h.ctx, "select count(*) from telemetry_feed($1, 4000)", after); err != nil {
-			t.Fatal(err)
-		}
-		var reads []string
-		for _, plan := range p.take() {
-			if strings.Contains(plan, "telemetry_all a") && strings.Contains(plan, "unnest(spots") {
-				reads = append(reads, plan)
-			}
-		}
-		if len(reads) != 1 {
-			t.Fatalf("%d statements read rows, want 1", len(reads))
-		}
-		wantPlan(h, reads[0], "_id_idx", leafOf("telemetry", h.day(day)))
-		for other := -2; other <= 1; other++ {
-			if other != day && strings.Contains(reads[0], "on "+leafOf("telemetry", h.day(other))) {
-				t.Errorf("day %d: the plan touches day %d:\n%s", day, other, reads[0])
-			}
-		}
-	}
 }
 
 // The transaction that docs/operations.md shows, as it stands there, by a role that has plenum_feed's rights: each row is used

@@ -38,7 +38,7 @@ func ReadPush(ctx context.Context, pool *pgxpool.Pool, name string) (PushState, 
 // AdoptPush makes an existing consumer one that is pushed to target, and returns what it was before. required makes
 // retention wait for it; without it, that stays as it is.
 func AdoptPush(ctx context.Context, pool *pgxpool.Pool, name, target string, required bool) (before string, err error) {
-	const q = `with before as (select name, target from feed_consumer where name = $1 for update)
+	const q = bounded + `, before as (select name, target from feed_consumer, bounded where name = $1 for update of feed_consumer)
 		update feed_consumer c set target = $2, required = c.required or $3 from before b where c.name = b.name
 		returning coalesce(b.target, '')`
 	if err := pool.QueryRow(ctx, q, name, target, required).Scan(&before); err != nil {
@@ -64,7 +64,7 @@ func (f Fence) update(ctx context.Context, db execer, what, sql string, args ...
 
 // BeginDelivery writes down where the page ends that is about to be delivered, 0 for none, and that nothing of it was refused yet.
 func BeginDelivery(ctx context.Context, pool *pgxpool.Pool, f Fence, to int64) (bool, error) {
-	const q = `update feed_consumer set delivering = nullif($3::bigint, 0), attempts = 0 where name = $1 and position = $2 and target is not null`
+	const q = bounded + `update feed_consumer set delivering = nullif($3::bigint, 0), attempts = 0 from bounded where name = $1 and position = $2 and target is not null`
 	return f.update(ctx, pool, "begin the delivery", q, to)
 }
 
@@ -73,13 +73,13 @@ func CommitDelivery(ctx context.Context, pool *pgxpool.Pool, f Fence, to int64) 
 	return f.update(ctx, pool, "commit the delivery", commitDelivery, to)
 }
 
-const commitDelivery = `update feed_consumer set position = $3, updated_at = now(), delivering = null, attempts = 0,
-	failing_since = null, detail = null where name = $1 and position = $2 and target is not null`
+const commitDelivery = bounded + `update feed_consumer set position = $3, updated_at = now(), delivering = null, attempts = 0,
+	failing_since = null, detail = null from bounded where name = $1 and position = $2 and target is not null`
 
 // NoteRefusal counts a refusal of the page under way and returns how many it has had; 0 if the consumer stands elsewhere.
 func NoteRefusal(ctx context.Context, pool *pgxpool.Pool, f Fence, detail string) (attempts int, err error) {
-	const q = `update feed_consumer set attempts = attempts + 1, failing_since = coalesce(failing_since, now()), detail = $3
-		where name = $1 and position = $2 and target is not null returning attempts`
+	const q = bounded + `update feed_consumer set attempts = attempts + 1, failing_since = coalesce(failing_since, now()), detail = $3
+		from bounded where name = $1 and position = $2 and target is not null returning attempts`
 	err = pool.QueryRow(ctx, q, f.Name, f.Position, detail).Scan(&attempts)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return 0, nil
@@ -92,8 +92,8 @@ func NoteRefusal(ctx context.Context, pool *pgxpool.Pool, f Fence, detail string
 
 // NoteFailure writes down that the page cannot be delivered at the moment, and why.
 func NoteFailure(ctx context.Context, pool *pgxpool.Pool, f Fence, detail string) error {
-	const q = `update feed_consumer set failing_since = coalesce(failing_since, now()), detail = $3
-		where name = $1 and position = $2 and target is not null`
+	const q = bounded + `update feed_consumer set failing_since = coalesce(failing_since, now()), detail = $3
+		from bounded where name = $1 and position = $2 and target is not null`
 	_, err := f.update(ctx, pool, "note the failure", q, detail)
 	return err
 }

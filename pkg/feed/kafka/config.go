@@ -2,12 +2,10 @@ package kafka
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"os"
 	"regexp"
 	"time"
 
@@ -15,6 +13,8 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl"
 	"github.com/twmb/franz-go/pkg/sasl/plain"
 	"github.com/twmb/franz-go/pkg/sasl/scram"
+
+	"plenum/pkg/feed"
 )
 
 // Defaults of Config.
@@ -117,28 +117,7 @@ func (c Config) tls() (*tls.Config, error) {
 	if !c.TLS && c.CAFile == "" && c.CertFile == "" && c.KeyFile == "" {
 		return nil, nil
 	}
-	t := &tls.Config{MinVersion: tls.VersionTLS12}
-	var errs []error
-	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		t.RootCAs = x509.NewCertPool()
-		if err == nil && !t.RootCAs.AppendCertsFromPEM(pem) {
-			err = fmt.Errorf("%s holds no PEM certificate", c.CAFile)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("ca_file: %w", err))
-		}
-	}
-	if (c.CertFile == "") != (c.KeyFile == "") {
-		errs = append(errs, errors.New("cert_file, key_file: only one of them is set"))
-	} else if c.CertFile != "" {
-		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("cert_file, key_file: %w", err))
-		}
-		t.Certificates = []tls.Certificate{cert}
-	}
-	return t, errors.Join(errs...)
+	return feed.TLSConfig(c.CAFile, c.CertFile, c.KeyFile)
 }
 
 func (c Config) mechanism() (sasl.Mechanism, error) {

@@ -3,17 +3,16 @@ package webhook
 import (
 	"crypto/hmac"
 	"crypto/sha256"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
 	"slices"
 	"strings"
 	"time"
+
+	"plenum/pkg/feed"
 )
 
 // DefaultTimeout is that of one delivery.
@@ -53,7 +52,7 @@ func (c Config) Validate() error {
 	if c.Timeout <= 0 || c.Timeout > longestTimeout {
 		errs = append(errs, fmt.Errorf("timeout: %s is not above 0s and up to %s", c.Timeout, longestTimeout))
 	}
-	_, err = c.tls()
+	_, err = feed.TLSConfig(c.CAFile, c.CertFile, c.KeyFile)
 	return errors.Join(append(errs, err)...)
 }
 
@@ -102,29 +101,4 @@ func sign(keys [][]byte, id, stamp string, body []byte) string {
 		signatures = append(signatures, "v1,"+base64.StdEncoding.EncodeToString(mac.Sum(nil)))
 	}
 	return strings.Join(signatures, " ")
-}
-
-func (c Config) tls() (*tls.Config, error) {
-	t := &tls.Config{MinVersion: tls.VersionTLS12}
-	var errs []error
-	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		t.RootCAs = x509.NewCertPool()
-		if err == nil && !t.RootCAs.AppendCertsFromPEM(pem) {
-			err = fmt.Errorf("%s holds no PEM certificate", c.CAFile)
-		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("ca_file: %w", err))
-		}
-	}
-	if (c.CertFile == "") != (c.KeyFile == "") {
-		errs = append(errs, errors.New("cert_file, key_file: only one of them is set"))
-	} else if c.CertFile != "" {
-		cert, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("cert_file, key_file: %w", err))
-		}
-		t.Certificates = []tls.Certificate{cert}
-	}
-	return t, errors.Join(errs...)
 }

@@ -49,7 +49,7 @@ func New(c Config) (*Target, error) {
 	if err != nil {
 		return nil, errURL
 	}
-	tlsConfig, err := c.tls()
+	tlsConfig, err := feed.TLSConfig(c.CAFile, c.CertFile, c.KeyFile)
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,7 @@ create index feed_dead_letter_consumer_idx on feed_dead_letter (consumer);
 -- The feed for consumers inside the database. Both run with the owner's rights and with a search_path that holds this schema
 -- and, behind everything, pg_temp: what a caller creates is never found. SQLSTATEs of their own:
 --   PF410  rows behind the position have been dropped; the hint has the oldest position
---   PF409  a commit that goes backwards, or past the head
+--   PF409  a commit that goes backwards, past the head, or for a consumer that syncjob pushes to
 --   PF503  rows are missing from a batch, or stand in it twice
 --   22023  an argument is null or out of its range; 0A000 the transaction's isolation
 --
@@ -94,7 +94,8 @@ begin
                   from unnest(spots[i:j], firsts[i:j], lasts[i:j], counts[i:j]) l (position, first_id, last_id, row_count)
                   cross join lateral (
                       select a.id, a.device_id, a.kind, a.seq, a.recorded_at, a.last_modified, a.payload from telemetry_all a
-                      where a.id >= l.first_id and a.id <= l.last_id and a.last_modified >= day_from and a.last_modified < day_to) t) r
+                      where a.id >= l.first_id and a.id <= l.last_id and a.last_modified >= day_from and a.last_modified < day_to
+                      limit l.row_count + 1) t) r -- so that each line is looked up by itself, and not in a copy of the day
             where r.found = r.row_count
             order by r.position, r.id;
         get diagnostics got = row_count;
@@ -122,6 +123,7 @@ as $function$
 #variable_conflict use_column
 declare
     stands bigint;
+    pushed text;
     head   bigint;
 begin
     if consumer is null or consumer !~ '^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$' then
@@ -131,13 +133,18 @@ begin
         raise exception 'telemetry_feed_commit: position is %, and must be a position from 0', coalesce($2::text, 'null') using errcode = '22023';
     end if;
     select greatest(h.position, (select coalesce(max(b.feed_position), 0) from telemetry_batch b)) into head from feed_horizon h;
-    if $2 > head then
+    -- Where it stands, it may stand: the head goes back where a person drops the ledger's lines.
+    if $2 > head and not exists (select from feed_consumer c where c.name = consumer and c.position = $2) then
         raise exception 'consumer %: position % is past the feed''s head %', consumer, $2, head using errcode = 'PF409';
     end if;
     insert into feed_consumer as c (name, position) values (consumer, $2)
-        on conflict (name) do update set position = excluded.position, updated_at = now() where c.position <= excluded.position;
+        on conflict (name) do update set position = excluded.position, updated_at = now() where c.position <= excluded.position and c.target is null;
     if not found then
-        select c.position into stands from feed_consumer c where c.name = consumer;
+        select c.position, c.target into stands, pushed from feed_consumer c where c.name = consumer;
+        if pushed is not null then
+            raise exception 'syncjob pushes to consumer % (%) and commits what arrived there', consumer, pushed
+                using errcode = 'PF409', hint = 'commit under another name, or move it with plenumctl feed seek';
+        end if;
         raise exception 'consumer % stands at %: a commit does not go back to %', consumer, stands, $2 using errcode = 'PF409';
     end if;
 end
