@@ -161,7 +161,8 @@ func (h *handoff) disturb() {
 		h.syncjobs[1].awaitReady()
 	case 3:
 		h.total.cuts++
-		h.exec(`select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'plenum-syncjob@%' or usename = current_database() || '_inside'`)
+		h.exec(`select pg_terminate_backend(pid) from pg_stat_activity
+			where datname = current_database() and application_name not like 'plenum-ingest@%' and pid <> pg_backend_pid()`)
 	case 4:
 		h.total.away++
 		away := h.random.IntN(2) == 0
