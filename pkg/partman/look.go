@@ -37,15 +37,17 @@ func (m *Manager) lookAtRequired(ctx context.Context, p Policy) error {
 	}
 	m.mu.Lock()
 	before := m.table(p).missing
-	m.table(p).missing = missing
 	m.mu.Unlock()
 	if slices.Equal(missing, before) {
 		return nil
 	}
 	s, err := m.inspect(ctx, m.cfg.Pool, p)
 	if err != nil {
-		return err
+		return err // the next look finds it again
 	}
+	m.mu.Lock()
+	m.table(p).missing = missing
+	m.mu.Unlock()
 	m.observe(p, s)
 	for _, a := range NewPlan(p, s, s.Now).Actions {
 		if a.required {
