@@ -167,7 +167,7 @@ func TestRun(t *testing.T) {
 		if _, err := h.pool.Exec(h.ctx, "insert into telemetry default values"); err != nil {
 			return err
 		}
-		if len(h.m.Status()) != 2 || h.number("select count(*) from pg_inherits where inhparent = 'telemetry'::regclass") != 3 {
+		if len(h.m.Status()) != 2 || h.number("select count(*) from pg_inherits where inhparent = 'telemetry'::regclass") < 3 { // more where days were made before the old one had moved
 			return errors.New("not all is done")
 		}
 		return nil
