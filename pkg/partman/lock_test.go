@@ -167,7 +167,8 @@ func TestRun(t *testing.T) {
 		if _, err := h.pool.Exec(h.ctx, "insert into telemetry default values"); err != nil {
 			return err
 		}
-		if len(h.m.Status()) != 2 || h.number("select count(*) from pg_inherits where inhparent = 'telemetry'::regclass") < 3 { // more where days were made before the old one had moved
+		// Today's and two ahead; seven more where the create loop came before the old day had moved, and filled the gap to it.
+		if n := h.number("select count(*) from pg_inherits where inhparent = 'telemetry'::regclass"); len(h.m.Status()) != 2 || n != 3 && n != 10 {
 			return errors.New("not all is done")
 		}
 		return nil

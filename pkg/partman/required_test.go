@@ -191,3 +191,30 @@ func TestIndexOfAPerson(t *testing.T) {
 		})
 	}
 }
+
+// TestRequiredIndexAfterALookThatFailed: a look that finds an index gone and then cannot inspect the table has told nobody; the next
+// one does.
+func TestRequiredIndexAfterALookThatFailed(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil, needing(), archive())
+	h.once(partman.CreateLoop)
+	h.once(partman.HealthLoop)
+	look := func(fails bool) {
+		t.Helper()
+		if err := h.m.Look(h.ctx); (err != nil) != fails {
+			t.Fatalf("the look says %v", err)
+		}
+	}
+	look(false)
+	h.exec("drop index " + h.partition() + "_identity")
+	h.exec("alter table telemetry rename column last_modified to elsewhere")
+	look(true)
+	h.exec("alter table telemetry rename column elsewhere to last_modified")
+	look(false)
+	for _, f := range h.status() {
+		if f.Partition == h.partition() && contains(f.Detail, `index "identity" of the policy is missing; `) {
+			return
+		}
+	}
+	t.Errorf("readiness has only %v", h.status())
+}

@@ -233,9 +233,12 @@ func TestBuildNamesTheSnapshot(t *testing.T) {
 		t.Errorf("afterwards %v", found)
 	}
 	told := 0
-	for _, e := range logs.FilterMessage("partition action waits").All() { // for a moment a statement of this test is waited for too
-		if contains(fmt.Sprint(e.ContextMap()), "analyst") {
+	for _, e := range logs.FilterMessage("partition action waits").All() {
+		switch fields := fmt.Sprint(e.ContextMap()); {
+		case contains(fields, `application "analyst"`):
 			told++
+		case !contains(fields, `application "test"`): // for a moment a statement of this test is waited for too
+			t.Errorf("somebody else is named: %s", fields)
 		}
 	}
 	if told != 1 {
