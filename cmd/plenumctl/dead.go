@@ -93,16 +93,11 @@ func setupDeadShow(fs *flag.FlagSet) func(context.Context, *call) error {
 	out.add(fs)
 	fs.BoolVar(&raw, "raw", false, "write the rows as NDJSON and nothing else")
 	return func(ctx context.Context, c *call) error {
-		ids, err := parseIDs(c.args)
-		switch {
-		case err != nil:
-			return err
-		case len(ids) != 1:
-			return program.Usagef("feed dead show: one ID is needed, %d are given", len(ids))
-		case raw && out.format == "json":
-			return program.Usagef("--raw and --output json exclude each other")
+		id, err := oneID("feed dead show", c.args)
+		if err == nil {
+			err = out.checkRaw(raw)
 		}
-		if err := out.check(); err != nil {
+		if err != nil {
 			return err
 		}
 		a, err := c.app(ctx)
@@ -110,7 +105,7 @@ func setupDeadShow(fs *flag.FlagSet) func(context.Context, *call) error {
 			return err
 		}
 		defer a.Close()
-		d, err := program.DeadLetter(ctx, a, ids[0])
+		d, err := program.DeadLetter(ctx, a, id)
 		if err != nil {
 			return err
 		}

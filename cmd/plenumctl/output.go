@@ -22,6 +22,14 @@ func (o *output) check() error {
 	return nil
 }
 
+// checkRaw is check for a command that can also write the bytes alone.
+func (o *output) checkRaw(raw bool) error {
+	if raw && o.format == "json" {
+		return program.Usagef("--raw and --output json exclude each other")
+	}
+	return o.check()
+}
+
 // print writes v as JSON, or has text write it as aligned columns.
 func (o *output) print(w io.Writer, v any, text func(io.Writer)) error {
 	if o.format == "json" {

@@ -231,16 +231,11 @@ func setupQuarantineShow(fs *flag.FlagSet) func(context.Context, *call) error {
 	out.add(fs)
 	fs.BoolVar(&raw, "raw", false, "write the payload's bytes and nothing else")
 	return func(ctx context.Context, c *call) error {
-		ids, err := parseIDs(c.args)
-		switch {
-		case err != nil:
-			return err
-		case len(ids) != 1:
-			return program.Usagef("quarantine show: one ID is needed, %d are given", len(ids))
-		case raw && out.format == "json":
-			return program.Usagef("--raw and --output json exclude each other")
+		id, err := oneID("quarantine show", c.args)
+		if err == nil {
+			err = out.checkRaw(raw)
 		}
-		if err := out.check(); err != nil {
+		if err != nil {
 			return err
 		}
 		q, err := c.quarantine(ctx, false)
@@ -248,7 +243,7 @@ func setupQuarantineShow(fs *flag.FlagSet) func(context.Context, *call) error {
 			return err
 		}
 		defer q.app.Close()
-		l, payload, err := q.find(ctx, ids[0])
+		l, payload, err := q.find(ctx, id)
 		if err != nil {
 			return err
 		}

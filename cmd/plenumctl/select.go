@@ -69,6 +69,18 @@ func parseIDs(args []string) ([]int64, error) {
 	return ids, nil
 }
 
+// oneID is the one id that the command needs.
+func oneID(command string, args []string) (int64, error) {
+	ids, err := parseIDs(args)
+	if err == nil && len(ids) != 1 {
+		err = program.Usagef("%s: one ID is needed, %d are given", command, len(ids))
+	}
+	if err != nil {
+		return 0, err
+	}
+	return ids[0], nil
+}
+
 // deviceOf returns what the device of a topic is called: the topic itself where it names none.
 func deviceOf(d *telemetry.Decoder) func(topic string) string {
 	return func(topic string) string {

@@ -63,10 +63,14 @@ func StartPostgres(ctx context.Context, config PostgresConfig) (*Postgres, error
 	if err == nil {
 		err = p.prepare(ctx, binDir, major)
 	}
-	if err != nil {
-		return nil, errors.Join(err, p.discard())
+	return p.start(ctx, err)
+}
+
+// start launches a server whose directory is made, or discards what there is of one that could not be.
+func (p *Postgres) start(ctx context.Context, err error) (*Postgres, error) {
+	if err == nil {
+		p.port, err = onPort(p.config.Port, func(port int) error { return p.launch(ctx, port) })
 	}
-	p.port, err = onPort(config.Port, func(port int) error { return p.launch(ctx, port) })
 	if err != nil {
 		return nil, errors.Join(err, p.discard())
 	}

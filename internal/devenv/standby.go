@@ -24,14 +24,7 @@ func StartStandby(ctx context.Context, primary *Postgres, config PostgresConfig)
 	if err == nil {
 		err = p.copyFrom(ctx, binDir, primary)
 	}
-	if err != nil {
-		return nil, errors.Join(err, p.discard())
-	}
-	p.port, err = onPort(config.Port, func(port int) error { return p.launch(ctx, port) })
-	if err != nil {
-		return nil, errors.Join(err, p.discard())
-	}
-	return p, nil
+	return p.start(ctx, err)
 }
 
 // copyFrom makes the data directory as a copy of the primary's.

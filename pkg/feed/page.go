@@ -3,6 +3,9 @@ package feed
 import (
 	"context"
 	"fmt"
+	"math"
+
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"plenum/pkg/store"
 )
@@ -14,10 +17,16 @@ const (
 	pageBytes  = 64 << 20
 )
 
-// page reads everything from one server, of the several that read may reach. It reads the horizon after the rows: rows that were
-// dropped while it read make it fail, not skip. A standby's horizon is that of the rows it still shows.
+// page is what stands behind the consumer's position, where rows are read.
 func (f *Feed) page(ctx context.Context, c store.Consumer, limit int) (Page, error) {
-	conn, err := f.read.Acquire(ctx)
+	return readPage(ctx, f.read, c, limit, math.MaxInt64)
+}
+
+// readPage reads rows up to and with position last. It reads everything from one server, of the several that pool may reach, and the
+// horizon after the rows: rows that were dropped while it read make it fail, not skip. A standby's horizon is that of the rows it
+// still shows.
+func readPage(ctx context.Context, pool *pgxpool.Pool, c store.Consumer, limit int, last int64) (Page, error) {
+	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return Page{}, fmt.Errorf("read feed after %d: %w", c.Position, err)
 	}
@@ -25,6 +34,9 @@ func (f *Feed) page(ctx context.Context, c store.Consumer, limit int) (Page, err
 	lines, err := store.FeedLines(ctx, conn, c.Position, limit)
 	if err != nil {
 		return Page{}, err
+	}
+	for len(lines) > 0 && lines[len(lines)-1].Position > last {
+		lines = lines[:len(lines)-1]
 	}
 	page, rowsErr := fill(ctx, conn, c.Position, lines)
 	horizon, err := store.FeedHorizon(ctx, conn)

@@ -19,7 +19,8 @@ func (p *Pusher) page(ctx context.Context, c store.PushState) (*held, error) {
 	var page Page
 	var err error
 	if c.Delivering > c.Position {
-		page, err = p.feed.pageTo(ctx, c.Consumer, p.limit(c.Position), c.Delivering)
+		// As it was read before a crash, where positions are never behind; less of it where a seek has made it longer than a page.
+		page, err = readPage(ctx, p.feed.pool, c.Consumer, p.limit(c.Position), c.Delivering)
 	} else {
 		page, err = p.feed.page(ctx, c.Consumer, p.limit(c.Position))
 	}
@@ -53,29 +54,4 @@ func (p *Pusher) prefetch(ctx context.Context, page *held) <-chan struct{} {
 		}
 	}()
 	return done
-}
-
-// pageTo is the page that ends at position to, as it was read before a crash; less of it where a seek has made it longer
-// than a page. It is read where positions are never behind.
-func (f *Feed) pageTo(ctx context.Context, c store.Consumer, limit int, to int64) (Page, error) {
-	lines, err := store.FeedLines(ctx, f.pool, c.Position, limit)
-	if err != nil {
-		return Page{}, err
-	}
-	for len(lines) > 0 && lines[len(lines)-1].Position > to {
-		lines = lines[:len(lines)-1]
-	}
-	rows, rowsErr := store.FeedRows(ctx, f.pool, lines)
-	horizon, err := store.FeedHorizon(ctx, f.pool)
-	switch {
-	case err != nil:
-		return Page{}, err
-	case c.Position < horizon:
-		return Page{}, &GoneError{c.Name, c.Position, horizon}
-	case rowsErr != nil:
-		return Page{}, rowsErr
-	case len(lines) == 0:
-		return Page{Position: c.Position}, nil
-	}
-	return Page{Rows: rows, Position: lines[len(lines)-1].Position}, nil
 }
