@@ -43,7 +43,7 @@ type handoff struct {
 	*system
 	t          *testing.T
 	random     *rand.Rand
-	day        int // the first day that there are rows of, from today
+	first      time.Time // the first day that there are rows of
 	total      *handoffTotals
 	ingests    [2]*process
 	syncjobs   [2]*process
@@ -116,7 +116,7 @@ func handoffRound(t *testing.T, seed uint64, total *handoffTotals) {
 }
 
 func newHandoff(t *testing.T, seed uint64, total *handoffTotals) *handoff {
-	h := &handoff{system: newSystem(t), t: t, random: rand.New(rand.NewPCG(seed, 0)), total: total}
+	h := &handoff{system: newSystem(t), t: t, random: rand.New(rand.NewPCG(seed, 0)), first: time.Now().UTC(), total: total}
 	h.hook, h.log = newHook(t), newKafkaLog(t)
 	for i := range 2 {
 		h.ingests[i] = h.startIngest(i).awaitReady()
@@ -181,8 +181,8 @@ func (h *handoff) nextDay() {
 		}
 	}
 	h.total.days++
-	h.day--
-	first := time.Now().UTC().AddDate(0, 0, h.day).Format(time.DateOnly)
+	h.first = h.first.AddDate(0, 0, -1) // by the day on which the round began: it may go on past midnight
+	first := h.first.Format(time.DateOnly)
 	h.exec(fmt.Sprintf(`begin;
 		set local role plenum_owner;
 		lock table telemetry_batch, telemetry; -- in the order of syncjob
