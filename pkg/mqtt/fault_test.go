@@ -262,7 +262,7 @@ func TestSubackBehindAFullWindow(t *testing.T) {
 	})
 	c := config(t, url)
 	c.WindowMessages = 2
-	c.DialTimeout = 100 * time.Millisecond
+	c.DialTimeout = 500 * time.Millisecond // less than the window is full
 	c.KeepAlive = 2 * time.Second
 	var in inbox
 	r := launch(t, c, in.handle)
