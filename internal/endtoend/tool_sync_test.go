@@ -249,7 +249,7 @@ func TestPlanWarning(t *testing.T) {
 		}
 		return err
 	})
-	devtest.Eventually(t, func() error { // readiness may be ahead of the log
+	devtest.Eventually(t, func() error { // the log comes through a pipe
 		for _, message := range []string{"no index serves a statement that runs all day", "the statement is served by an index again"} {
 			if n := strings.Count(ingest.text(), message); n < 2 {
 				return fmt.Errorf("%q is logged %d times:\n%s", message, n, ingest.text())

@@ -262,11 +262,11 @@ func TestSubackBehindAFullWindow(t *testing.T) {
 	})
 	c := config(t, url)
 	c.WindowMessages = 2
-	c.DialTimeout = 500 * time.Millisecond // less than the window is full
-	c.KeepAlive = 2 * time.Second
+	c.DialTimeout = 500 * time.Millisecond // two of them are less than the window is full
+	c.KeepAlive = 6 * time.Second
 	var in inbox
 	r := launch(t, c, in.handle)
-	r.awaitError(t, "window full for 1s")
+	r.awaitError(t, "window full for 3s")
 	for _, d := range in.await(t, 2) {
 		d.Receipt.Done()
 	}
