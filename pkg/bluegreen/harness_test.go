@@ -48,7 +48,7 @@ func newYard(t *testing.T, sql string) *yard {
 	return y
 }
 
-// connect is a pool of the superuser, or of a role.
+// connect is a pool of the superuser, or of a role whose password is its name.
 func (y *yard) connect(role string) *pgxpool.Pool {
 	y.Helper()
 	cfg, err := pgxpool.ParseConfig(y.url)
@@ -56,7 +56,7 @@ func (y *yard) connect(role string) *pgxpool.Pool {
 		y.Fatal(err)
 	}
 	if role != "" {
-		cfg.ConnConfig.User, cfg.ConnConfig.Password = role, ""
+		cfg.ConnConfig.User, cfg.ConnConfig.Password = role, role
 	}
 	cfg.MaxConns = 8
 	pool, err := pgxpool.NewWithConfig(y.ctx, cfg)
