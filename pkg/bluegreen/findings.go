@@ -40,24 +40,24 @@ const boundSQL = `
 with b as (select c.oid, c.reltype, t.typarray, c.reltoastrelid from pg_class c join pg_type t on t.oid = c.reltype where c.oid = $1)
 select distinct kind, name from (
 	select case v.relkind when 'v' then 'view' when 'm' then 'matview' else 'rule' end,
-	       case when v.relkind in ('v', 'm') then v.oid::regclass::text else r.rulename || ' of ' || v.oid::regclass end
+	       case when v.relkind in ('v', 'm') then '' else r.rulename || ' of ' end || (pg_identify_object('pg_class'::regclass, v.oid, 0)).identity
 	  from b join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = b.oid and d.classid = 'pg_rewrite'::regclass
 	  join pg_rewrite r on r.oid = d.objid join pg_class v on v.oid = r.ev_class where v.oid <> b.oid
 	 union all
 	select 'rule', r.rulename from b join pg_rewrite r on r.ev_class = b.oid
 	 union all
-	select 'function', d.objid::regprocedure::text
+	select 'function', (pg_identify_object('pg_proc'::regclass, d.objid, 0)).identity
 	  from b join pg_depend d on d.classid = 'pg_proc'::regclass and (d.refclassid, d.refobjid) in
 	       (('pg_class'::regclass, b.oid), ('pg_type'::regclass, b.reltype), ('pg_type'::regclass, b.typarray))
 	 union all
-	select 'row-type', d.objid::regclass::text
+	select 'row-type', (pg_identify_object('pg_class'::regclass, d.objid, 0)).identity
 	  from b join pg_depend d on d.classid = 'pg_class'::regclass and d.refclassid = 'pg_type'::regclass and d.refobjid in (b.reltype, b.typarray)
 	 union all
-	select 'policy', p.polname || ' of ' || p.polrelid::regclass
+	select 'policy', p.polname || ' of ' || (pg_identify_object('pg_class'::regclass, p.polrelid, 0)).identity
 	  from b join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = b.oid and d.classid = 'pg_policy'::regclass
 	  join pg_policy p on p.oid = d.objid where p.polrelid <> b.oid
 	 union all
-	select 'foreign-key-in', k.conname || ' of ' || k.conrelid::regclass from b join pg_constraint k on k.confrelid = b.oid
+	select 'foreign-key-in', k.conname || ' of ' || (pg_identify_object('pg_class'::regclass, k.conrelid, 0)).identity from b join pg_constraint k on k.confrelid = b.oid
 	 where k.contype = 'f' and k.conrelid <> b.oid and k.conparentid = 0
 	 union all
 	select 'foreign-key', k.conname from b join pg_constraint k on k.conrelid = b.oid where k.contype = 'f'
@@ -174,8 +174,28 @@ func (m *Migration) pairFindings(ctx context.Context, tx pgx.Tx, p Pair) ([]Find
 	if err != nil {
 		return nil, err
 	}
-	s.Name = p.Name // a finding's name does not change with a swap
+	if err := m.canonical(ctx, tx, p, &s); err != nil {
+		return nil, err
+	}
 	return s.findings(ctx, tx, accepted)
+}
+
+// canonical gives what was renamed by a swap the names that it had before: a finding keeps its name.
+func (m *Migration) canonical(ctx context.Context, tx pgx.Tx, p Pair, s *shape) error {
+	rows, err := tx.Query(ctx, fmt.Sprintf("select blue, name from %s where pair = $1 and kind = 'index'", m.own("bluegreen_name")), p.N)
+	if err != nil {
+		return err
+	}
+	var oid uint32
+	var name string
+	_, err = pgx.ForEachRow(rows, []any{&oid, &name}, func() error {
+		if n := slices.IndexFunc(s.Indexes, func(i index) bool { return i.OID == oid }); n >= 0 {
+			s.Indexes[n].Name = name
+		}
+		return nil
+	})
+	s.Name = p.Name
+	return err
 }
 
 // refuseUnknown says which of the accepted names nothing is called.

@@ -120,15 +120,15 @@ func TestFindings(t *testing.T) {
 		create function tell() returns trigger language plpgsql as 'begin return null; end';
 		create trigger each after update on orders referencing old table as o for each row execute function tell();
 		insert into orders (at) values (null), ('infinity'), (null), (now() - interval '100 days'), (now() + interval '100 days')`)
-	o := bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id", Retention: 30, Accept: []string{"view:public.orders.recent"}}
+	o := bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id", Retention: 30, Accept: []string{"view:public.orders.public.recent"}}
 	r, err := y.m.Init(y.ctx, o)
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []string{
 		"unique:public.orders.orders_code_key", "exclusion:public.orders.once", "trigger:public.orders.each",
-		"foreign-key:public.orders.orders_customer_fkey", "foreign-key-in:public.orders.line_orders_fkey of line", "function:public.orders.newest()",
-		"matview:public.orders.counted", "not-valid:public.orders.small", "row-type:public.orders.kept", "rule:public.orders.quiet", "view:public.orders.recent",
+		"foreign-key:public.orders.orders_customer_fkey", "foreign-key-in:public.orders.line_orders_fkey of public.line", "function:public.orders.public.newest()",
+		"matview:public.orders.public.counted", "not-valid:public.orders.small", "row-type:public.orders.public.kept", "rule:public.orders.quiet", "view:public.orders.public.recent",
 		"null-key:public.orders", "infinite-key:public.orders", "old-rows:public.orders", "future-rows:public.orders",
 	}
 	got := names(r.Findings)
@@ -140,7 +140,7 @@ func TestFindings(t *testing.T) {
 	}
 	for _, f := range r.Findings {
 		t.Logf("%s\n\t%s\n\t%s", f.Name, f.What, f.Do)
-		if strings.Contains(f.What+f.Do, "%!") || f.Do == "" || f.Accepted != (f.Name == "view:public.orders.recent") {
+		if strings.Contains(f.What+f.Do, "%!") || f.Do == "" || f.Accepted != (f.Name == "view:public.orders.public.recent") {
 			t.Errorf("finding %+v", f)
 		}
 	}
