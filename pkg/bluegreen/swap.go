@@ -154,6 +154,9 @@ func (m *Migration) ready(ctx context.Context, conn *pgx.Conn, pairs []Pair, to 
 	if to == Blue {
 		return nil
 	}
+	if err := m.publishable(ctx, conn, pairs); err != nil {
+		return err
+	}
 	if err := m.kept(ctx, conn, pairs); err != nil {
 		return err
 	}
@@ -162,6 +165,31 @@ func (m *Migration) ready(ctx context.Context, conn *pgx.Conn, pairs []Pair, to 
 		err = &UnacceptedError{Unaccepted(found)}
 	}
 	return err
+}
+
+// publishedSQL finds publications that would not work with green, and says what to do. Full replica identity is all columns.
+const publishedSQL = `
+select case when not b.pubviaroot
+            then format('would publish the partitions under their own names: alter publication %1$I set (publish_via_partition_root = true)', b.pubname)
+            else format('has a column list, with which updates of a table without a primary key are refused: alter publication %1$I drop table %2$s, and add table %2$s without the list', b.pubname, $3::text)
+       end, quote_ident(b.pubname)
+  from pg_publication_rel r join pg_publication b on b.oid = r.prpubid
+ where r.prrelid = $1 and (not b.pubviaroot or r.prattrs is not null and (select relreplident = 'f' from pg_class where oid = $2))
+ order by b.pubname limit 1`
+
+// publishable refuses where subscribers would hear of partitions, which they do not know, or the application's updates would fail.
+func (m *Migration) publishable(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
+	for _, p := range pairs {
+		var why, publication string
+		err := conn.QueryRow(ctx, publishedSQL, p.Blue, p.Green, p.table(Blue)).Scan(&why, &publication)
+		if err == nil {
+			return fmt.Errorf("table %s: publication %s %s", p.table(Blue), publication, why)
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("look at the publications of table %s: %w", p.table(Blue), err)
+		}
+	}
+	return nil
 }
 
 const keptSQL = `select exists (select from %s where (table_schema, table_name) = ($1, $2)), $3::timestamptz > now() + interval '1 day'`

@@ -22,7 +22,9 @@ create function hear() returns trigger language plpgsql as $$ begin insert into 
 create trigger hears after insert on orders for each row execute function hear();
 create trigger dumb after update on orders for each row execute function hear();
 alter table orders disable trigger dumb;
-create publication told for table orders (id, at, state), items where (id > 0);`
+create publication told for table orders, items where (id > 0) with (publish_via_partition_root);`
+
+const publishedSQL = `string_agg(concat(tablename, attnames, rowfilter), ' ' order by tablename) from pg_publication_tables`
 
 const naming = `string_agg(relname, ' ' order by relname) from pg_class where relkind in ('r', 'p', 'i', 'I', 'S') and relname !~ 'bluegreen|partition_policy|_p2\d{7}' and relnamespace = 'public'::regnamespace`
 
@@ -32,7 +34,7 @@ func TestSwapMovesWhatBelongs(t *testing.T) {
 	y.init("orders", "items")
 	y.sync()
 	before := y.text("select " + naming)
-	told := y.text("select string_agg(tablename || attnames::text || rowfilter, ' ' order by tablename) from pg_publication_tables")
+	told := y.text("select "+publishedSQL)
 	if s := y.swap(bluegreen.Green); s.Already || s.Active != bluegreen.Green || s.Tries < 1 || s.Held <= 0 {
 		t.Errorf("swapped %+v", s)
 	}
@@ -44,12 +46,11 @@ func TestSwapMovesWhatBelongs(t *testing.T) {
 	y.is("orders.id", "select d.refobjid::regclass || '.' || attname from pg_depend d join pg_attribute on attrelid = refobjid and attnum = refobjsubid where objid = 'orders_id_seq'::regclass and deptype = 'a'")
 	y.exec("insert into orders (at) values (now())")
 	y.exec("update orders set processed = true where id = 1")
-	y.is("INSERT orders", "select string_agg(what, ', ') from heard where what like '% orders%'")
+	y.is("INSERT", "select string_agg(split_part(what, ' ', 1), ', ') from heard") // of the partition, as the trigger has it
 	y.exec("insert into items (at) values (now())")
 	y.is("11", "select max(id) from items")
 	y.is("482", "select twice from orders where id = 241")
-	// A publication of a partitioned table has its leaves, unless told otherwise.
-	y.is("items orders", "select string_agg(prrelid::regclass::text, ' ' order by prrelid::regclass::text) from pg_publication_rel")
+	y.is(told, "select "+publishedSQL)
 	y.exec("alter table orders enable always trigger dumb") // the state goes back with it
 	if s := y.swap(bluegreen.Green); !s.Already || s.Tries != 0 {
 		t.Errorf("swapped again: %+v", s)
@@ -58,7 +59,7 @@ func TestSwapMovesWhatBelongs(t *testing.T) {
 	if after := y.text("select " + naming); after != before {
 		t.Errorf("names after the rollback:  %s\nbefore: %s", after, before)
 	}
-	y.is(told, "select string_agg(tablename || attnames::text || rowfilter, ' ' order by tablename) from pg_publication_tables")
+	y.is(told, "select "+publishedSQL)
 	y.is("dumb A, hears O", "select string_agg(tgname || ' ' || tgenabled::text, ', ' order by tgname) from pg_trigger where tgrelid = 'orders'::regclass and tgname in ('dumb', 'hears')")
 	y.exec("insert into items (at) values (now())")
 	y.is("12", "select max(id) from items")
@@ -81,6 +82,12 @@ func TestSwapRefusals(t *testing.T) {
 	y.sync()
 	refused("children")
 	y.exec("drop table children")
+	y.exec("create publication told for table orders")
+	refused("publish_via_partition_root")
+	y.exec("alter publication told set (publish_via_partition_root = true); alter publication told set table orders (id, at)")
+	y.exec("alter table orders_new replica identity full") // as init leaves it where blue is published
+	refused("column list")
+	y.exec("drop publication told")
 	refused("view")
 	y.exec("drop view v")
 	y.exec("update partition_policy set table_name = 'other'")
