@@ -34,7 +34,7 @@ func TestSwapMovesWhatBelongs(t *testing.T) {
 	y.init("orders", "items")
 	y.sync()
 	before := y.text("select " + naming)
-	told := y.text("select "+publishedSQL)
+	told := y.text("select " + publishedSQL)
 	if s := y.swap(bluegreen.Green); s.Already || s.Active != bluegreen.Green || s.Tries < 1 || s.Held <= 0 {
 		t.Errorf("swapped %+v", s)
 	}

@@ -119,6 +119,34 @@ insert into orders (id, at) values (1001, null), (1002, 'infinity'), (1003, now(
 	}
 }
 
+// A partition that does not follow on the others is green's as well: what it has given to blue it can take back.
+func TestPartitionApart(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("set timezone = 'UTC'; create table apart partition of orders for values from ('2101-01-01') to ('2101-01-02')")
+	y.exec("insert into orders (id, at) values (9000, '2101-01-01 12:00Z'), (9001, '2101-01-01 12:00Z')")
+	y.sync()
+	y.exec("update orders set state = 'more' where id = 9000")
+	y.exec("delete from orders where id = 9001")
+	y.swap(bluegreen.Blue)
+	y.is("9000 more", "select string_agg(id || ' ' || state, ', ') from orders where id >= 9000")
+}
+
+func TestCopyIsHeldBack(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, many)
+	y.init("orders")
+	y.small(func(string) {})
+	var last bluegreen.Progress
+	o := bluegreen.SyncOptions{RowsPerSecond: 4000, Progress: func(p bluegreen.Progress) { last = p }}
+	if err := y.m.Sync(y.ctx, o); err != nil || !last.Copied || last.PerSecond > 4000 || last.PerSecond <= 0 {
+		t.Errorf("%v, %+v", err, last)
+	}
+}
+
 func TestRewrittenTableIsCopiedAgain(t *testing.T) {
 	t.Parallel()
 	for name, sql := range map[string]string{

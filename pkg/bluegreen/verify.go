@@ -61,7 +61,13 @@ func (m *Migration) Verify(ctx context.Context) (list []Difference, err error) {
 	if err != nil {
 		return nil, err
 	}
-	err = m.reading(ctx, func(tx pgx.Tx) error {
+	conn, err := m.cfg.Pool.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	defer conn.Release()
+	err = m.snapshot(ctx, conn.Conn(), func(tx pgx.Tx) error {
+		list = nil
 		var tables []string
 		for _, p := range ordered(pairs) {
 			tables = append(tables, p.table(Blue), p.table(Green))
