@@ -107,8 +107,9 @@ func (m *Migration) copyPair(ctx context.Context, conn *pgx.Conn, p Pair, copied
 			continue
 		case refused(err):
 			if next, err = m.skipPage(ctx, conn, p); err != nil {
-				return err
+				return fmt.Errorf("log the ids of page %d of table %s: %w", p.Cursor.Page, p.table(p.Active), err)
 			}
+			m.cfg.Step("page skipped")
 		case err != nil:
 			return fmt.Errorf("copy table %s from page %d of leaf %d: %w", p.table(p.Active), p.Cursor.Page, p.Cursor.Relation, err)
 		}

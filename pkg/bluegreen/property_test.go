@@ -142,7 +142,7 @@ func (s *scribes) transaction(tx pgx.Tx, r *rand.Rand, n int, next *int64) error
 		}
 		return nil
 	}
-	if r.IntN(400) == 0 {
+	if r.IntN(2500) == 0 {
 		return both("truncate TABLE")
 	}
 	for range 1 + r.IntN(3) {
@@ -221,7 +221,7 @@ func (s *scribes) killAt(point string, to bluegreen.Side) (died bool) {
 		s.Fatalf("at %q: %v\n%s", point, err, out)
 	}
 	devtest.Eventually(s, func() error { // the server has to see that the connection is gone
-		if s.text("select count(*) from pg_locks where locktype = 'advisory'") != "0" {
+		if s.text("select count(*) from pg_locks where locktype = 'advisory' and database = (select oid from pg_database where datname = current_database())") != "0" {
 			return fmt.Errorf("after %q the lock of the dead process is still held", point)
 		}
 		return nil
@@ -274,15 +274,17 @@ func TestKilledAtEachPoint(t *testing.T) {
 	s.swapped("the copy", to)
 	s.mirrored("the copy")
 	for _, name := range slices.Sorted(maps.Keys(seen)) {
-		to = map[bluegreen.Side]bluegreen.Side{bluegreen.Blue: bluegreen.Green, bluegreen.Green: bluegreen.Blue}[to]
-		died[name] = s.killAt(name, to) || died[name]
-		s.swapped(name, to)
-		s.mirrored(name)
+		for try := 0; try < 5 && !died[name]; try++ { // some come only if somebody has written at the right moment
+			to = map[bluegreen.Side]bluegreen.Side{bluegreen.Blue: bluegreen.Green, bluegreen.Green: bluegreen.Blue}[to]
+			died[name] = s.killAt(name, to)
+			s.swapped(name, to)
+			s.mirrored(name)
+		}
 	}
 	s.end()
 	for point, d := range died {
 		truncated := point == "passive emptied" || point == "copy begun again"
-		if !d && !truncated { // which comes when it comes
+		if !d && !truncated { // nobody may have done so
 			t.Errorf("nothing died at %q", point)
 		}
 	}
