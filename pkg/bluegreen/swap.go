@@ -105,10 +105,7 @@ func (m *Migration) swap(ctx context.Context, conn *pgx.Conn, to Side) (Swapped,
 	if pairs[0].Active == to {
 		return Swapped{Active: to, Already: true}, nil
 	}
-	if err := m.ensureCapture(ctx, conn); err != nil {
-		return Swapped{}, err
-	}
-	if pairs, err = readPairs(ctx, conn, m.cfg.Schema); err != nil { // a scope may be wider
+	if pairs, err = m.prepare(ctx, conn); err != nil {
 		return Swapped{}, err
 	}
 	if err := m.ready(ctx, conn, pairs, to); err != nil {
