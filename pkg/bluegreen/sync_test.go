@@ -1,6 +1,8 @@
 package bluegreen_test
 
 import (
+	"context"
+	"errors"
 	"strings"
 	"testing"
 
@@ -107,6 +109,28 @@ func (y *yard) copiesAndDrains() {
 		y.Errorf("differences %v", list)
 	}
 	y.is("0", "select count(*) from bluegreen_log_1")
+	y.alike("orders", "orders_new")
+}
+
+// A copy that was cut short goes on; a page that is copied twice would be there twice, as green has no key.
+func TestCopyGoesOnWhereItWas(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, many)
+	y.init("orders")
+	ctx, cancel := cancelable(y)
+	batches := 0
+	y.small(func(point string) {
+		if point == "copied a batch" {
+			if batches++; batches == 3 {
+				cancel()
+			}
+		}
+	})
+	if err := y.m.Sync(ctx, bluegreen.SyncOptions{}); !errors.Is(err, context.Canceled) {
+		t.Errorf("sync that was cut short: %v", err)
+	}
+	y.is("t", "select copy_rows > 0 and not copied from bluegreen_pair")
+	y.sync()
 	y.alike("orders", "orders_new")
 }
 
