@@ -129,7 +129,7 @@ func TestCopyGoesOnWhereItWas(t *testing.T) {
 	if err := y.m.Sync(ctx, bluegreen.SyncOptions{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("sync that was cut short: %v", err)
 	}
-	y.is("t", "select copy_rows > 0 and not copied from bluegreen_pair")
+	y.is("true", "select copy_rows > 0 and not copied from bluegreen_pair")
 	y.sync()
 	y.alike("orders", "orders_new")
 }
