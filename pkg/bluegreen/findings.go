@@ -67,6 +67,9 @@ select distinct kind, name from (
 	select 'not-valid', k.conname from b join pg_constraint k on k.conrelid = b.oid where k.contype = 'c' and not k.convalidated
 	 union all
 	select 'toast-storage', array_to_string(t.reloptions, ', ') from b join pg_class t on t.oid = b.reltoastrelid where t.reloptions is not null
+ union all
+	select 'publication', pubname from b join pg_publication p on p.puballtables or exists (select from pg_publication_namespace s
+	    join pg_class c on c.relnamespace = s.pnnspid where s.pnpubid = p.oid and c.oid = b.oid)
 ) f (kind, name) order by kind, name`
 
 // words say what a kind means, given the object and the table, and what to do.
@@ -85,6 +88,7 @@ var words = map[string][2]string{
 	"exclusion":      {"exclusion constraint %s is not on the new table", "see that the application can do without it"},
 	"unique":         {"unique key %s does not have the column to partition by: the new table has it as an index that is not unique, and on conflict (…) on it fails", "see that the application can do without it"},
 	"trigger":        {"trigger %s is for each row and has transition tables: a partitioned table cannot have it", "make it a statement trigger"},
+	"publication":    {"publication %s is of all tables, or of the schema's: it has the new table from init on, and a subscriber without one of that name stops", "create the table there and refresh the subscription right after init, or publish tables by name"},
 	"null-key":       {"%s have no key: no partition takes them", "give them a key, else they stay in the old table alone"},
 	"infinite-key":   {"%s have a key that is infinite: no partition takes them", "give them another key, else they stay in the old table alone"},
 	"old-rows":       {"%s are older than what is kept", "keep more with a longer retention, else they stay in the old table alone"},
@@ -196,6 +200,16 @@ func (m *Migration) canonical(ctx context.Context, tx pgx.Tx, p Pair, s *shape) 
 	})
 	s.Name = p.Name
 	return err
+}
+
+// refuseHarmful stops Init by what its commit alone would break elsewhere.
+func refuseHarmful(found []Finding) error {
+	for _, f := range found {
+		if strings.HasPrefix(f.Name, "publication:") && !f.Accepted {
+			return fmt.Errorf("%s; %s; then accept %s", f.What, f.Do, f.Name)
+		}
+	}
+	return nil
 }
 
 // refuseUnknown says which of the accepted names nothing is called.

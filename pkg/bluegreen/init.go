@@ -121,6 +121,9 @@ func (m *Migration) plant(ctx context.Context, tx pgx.Tx, targets []target, acce
 	if err := refuseUnknown(accept, found); err != nil {
 		return err
 	}
+	if err := refuseHarmful(found); err != nil {
+		return err
+	}
 	for n, s := range shapes {
 		if err := m.build(ctx, tx, n+1, s, accept); err != nil {
 			return err

@@ -144,6 +144,17 @@ func TestFindings(t *testing.T) {
 			t.Errorf("finding %+v", f)
 		}
 	}
+	// What a swap renames: a finding keeps its name.
+	y.exec(`alter table orders rename to orders_old; alter table orders_new rename to orders; alter index orders_code_key rename to orders_code_key_old;
+		update bluegreen_pair set active = 'green'`)
+	list, err := y.m.Findings(y.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if swapped := slices.Sorted(slices.Values(names(list))); !slices.Equal(swapped, want) {
+		t.Errorf("after a swap %q", swapped)
+	}
+	y.exec(`alter table orders rename to orders_new; alter table orders_old rename to orders; update bluegreen_pair set active = 'blue'`)
 	y.is("2 of 245", "select substring($1 from '(\\d+ of \\d+) rows have no key')", r.Findings[len(r.Findings)-4].What)
 	o.Accept = []string{"nonsense"}
 	if _, err := y.m.Init(y.ctx, o); err == nil || !strings.Contains(err.Error(), "null-key:public.orders") {
@@ -195,10 +206,10 @@ func (y *yard) refuses(table, says string) {
 func TestRoleThatOwnsNothing(t *testing.T) {
 	t.Parallel()
 	y := newYard(t, plain+`create role stranger login password 'stranger'; grant all on schema public to stranger; grant select, insert on orders to stranger`)
-	owner := y.pool
+	super := y.pool
 	y.pool = y.connect("stranger")
 	y.m = y.migration(func(string) {})
-	y.pool, owner = owner, y.pool
+	y.pool = super
 	y.refuses("orders", "not the owner")
 }
 
@@ -270,4 +281,19 @@ func TestPartitionedBlue(t *testing.T) {
 		t.Fatal(err)
 	}
 	y.is("2", "select count(*) from bluegreen_log_1 where id = 5")
+}
+
+func TestPublishedBlue(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"create publication one for table orders")
+	y.init("orders")
+	y.is("f", "select relreplident from pg_class where oid = 'orders_new'::regclass")
+	y.is("orders", "select string_agg(tablename, ',') from pg_publication_tables")
+	y = newYard(t, plain+"create publication every for tables in schema public")
+	y.refuses("orders", "publication:public.orders.every")
+	o := bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id", Accept: []string{"publication:public.orders.every"}}
+	if _, err := y.m.Init(y.ctx, o); err != nil {
+		t.Error(err)
+	}
+	y.exec("insert into orders_new (id, at) values (1, now()); update orders_new set at = at")
 }
