@@ -26,6 +26,7 @@ var allowed = map[string][]string{
 	"plenum/pkg/feed/kafka":   {"plenum/pkg/store", "plenum/pkg/feed"}, // a target each: a reader of the feed does not bring their clients
 	"plenum/pkg/feed/webhook": {"plenum/pkg/store", "plenum/pkg/feed"},
 	"plenum/pkg/queryplan":    {}, // plans of any table
+	"plenum/pkg/bluegreen":    {"plenum/pkg/partman", "plenum/pkg/queryplan"},
 	"plenum/pkg/httpapi":      {"plenum/pkg/store", "plenum/pkg/feed", "plenum/pkg/partman"},
 
 	"plenum/internal/program": { // the wiring

@@ -1,0 +1,42 @@
+// Package bluegreen puts a partitioned table in the place of a live one, and back, while its application goes on writing.
+//
+// # Model
+//
+// A migration has one or more tables. Of each there are two sides: blue, the table that was there, and green, the
+// partitioned one that Init builds beside it. One side is active: it has the table's name, and the application works
+// on it. The other is passive and called NAME_new (green, before a swap) or NAME_old (blue, after it). A swap exchanges
+// the sides; a rollback is the same with the other side wanted.
+//
+//	application ──▶ active ──capture trigger──▶ log of ids ──drain──▶ passive
+//	                  └───────────copy, once───────────────────────────┘
+//
+// Capture is a statement-level trigger with transition tables on both sides, all the time from Init to Finish, on the
+// partitioned table and on each leaf. It writes the ids of rows that were inserted, deleted, or changed, the old id and
+// the new one, into the table's log, in the writer's own transaction. What the drain and the copy write is not captured. A
+// swap therefore changes no trigger of ours, and what somebody writes into the passive side is undone by the next drain.
+//
+// Copy reads the active side in order of its pages, in batches, each a transaction that also moves the cursor. The log is not
+// drained before the copy is complete, so that a batch is a plain INSERT … SELECT: nothing of it can be there yet. A
+// table that was rewritten (VACUUM FULL, TRUNCATE) has another file: the passive side is emptied and the copy begins again.
+//
+// Drain takes entries of the log, makes the passive side's rows of these ids what the active side has, and deletes the
+// entries, in one snapshot. An id that is written meanwhile has another entry, which that snapshot does not see.
+//
+// Verify compares both sides per day, in one snapshot, without the ids that are in the log: there they may differ.
+//
+// # Invariants
+//
+// For each id that is in no entry of the log, and each row within the table's scope, both sides have the same row: in
+// every snapshot taken after the copy is complete. The scope of green is the range [low, high) of the key that its
+// partitions cover; rows of blue outside of it, with a key that is NULL or infinite or of a day that is not kept, stay
+// where they are and are never deleted.
+//
+// A swap is one transaction: locks, the rest of the log, names, triggers of the application, sequences, policies. It
+// commits or it did not happen, and says on the next call what is so. It is refused while anything that was found and not
+// accepted stands, while verify finds a difference, and where no partition manager keeps the green table.
+//
+// Nobody waits longer than Config.LockTimeout for a lock that this package has asked for, and in all no longer than
+// Config.Budget for one swap.
+//
+// Each command can be killed at any point and run again.
+package bluegreen

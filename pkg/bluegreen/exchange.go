@@ -1,0 +1,232 @@
+package bluegreen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// exchange is the swap itself, under the locks. Each statement that a lock of its own would need has it by then, but on sequences.
+func (m *Migration) exchange(ctx context.Context, h *hold, pairs []Pair) (drained int, err error) {
+	for _, p := range ordered(pairs) {
+		n, err := m.drainTail(ctx, h.tx, p)
+		if err != nil {
+			return 0, err
+		}
+		drained += n
+	}
+	for _, p := range ordered(pairs) {
+		for _, step := range []struct {
+			name string
+			do   func(ctx context.Context, tx pgx.Tx, p Pair, to Side) error
+		}{
+			{"renamed tables", renameTables},
+			{"renamed names", m.renameNames},
+			{"set triggers", m.setTriggers},
+			{"gave sequences", giveSequences},
+			{"moved publications", movePublications},
+			{"moved policies", m.movePolicies},
+			{"set active", m.setActive},
+		} {
+			if err := h.check(ctx); err != nil {
+				return 0, err
+			}
+			if err := step.do(ctx, h.tx, p, p.Active.other()); err != nil {
+				return 0, fmt.Errorf("table %s: %s: %w", p.table(p.Active), step.name, err)
+			}
+			m.cfg.Step(step.name)
+		}
+	}
+	return drained, nil
+}
+
+func (m *Migration) drainTail(ctx context.Context, tx pgx.Tx, p Pair) (n int, err error) {
+	err = tx.QueryRow(ctx, fmt.Sprintf("select count(*) from (select from %s limit $1) t", m.logTable(p)), m.cfg.Tail+1).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("count the log of table %s: %w", p.table(p.Active), err)
+	}
+	if n > m.cfg.Tail {
+		return 0, errTail
+	}
+	n, err = m.drainBatch(ctx, tx, p, m.cfg.Tail)
+	if errors.Is(err, errRewritten) || refused(err) { // what shorten does is needed first
+		return 0, fmt.Errorf("%w: %w", errTail, err)
+	}
+	return n, err
+}
+
+const activeSQL = `
+update %s set active = $2, copied = true, copy_relation = 0, copy_file = 0, copy_page = 0, swapped_at = clock_timestamp() where n = $1`
+
+func (m *Migration) setActive(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
+	_, err := tx.Exec(ctx, fmt.Sprintf(activeSQL, m.own("bluegreen_pair")), p.N, to)
+	return err
+}
+
+func qualified(schema, name string) string { return pgx.Identifier{schema, name}.Sanitize() }
+
+func run(ctx context.Context, tx pgx.Tx, list ...string) error {
+	for _, sql := range list {
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			return fmt.Errorf("%s: %w", sql, err)
+		}
+	}
+	return nil
+}
+
+// renamed is the pair once the sides are exchanged.
+func (p Pair) renamed(to Side) Pair {
+	p.Active = to
+	return p
+}
+
+func renameTables(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
+	after := p.renamed(to)
+	return run(ctx, tx,
+		fmt.Sprintf("alter table %s rename to %s", p.table(p.Active), pgx.Identifier{after.name(p.Active)}.Sanitize()),
+		fmt.Sprintf("alter table %s rename to %s", p.table(to), pgx.Identifier{p.Name}.Sanitize()))
+}
+
+// namesSQL finds both sides' objects. One that was made anew, as REINDEX CONCURRENTLY does, has its name still.
+const namesSQL = `
+select n.kind, n.name,
+       (select c.relname from pg_class c where c.oid = coalesce((select oid from pg_class where oid = n.%[2]s), to_regclass(format('%%I.%%I', $2::text, n.name)))),
+       (select c.relname from pg_class c where c.oid = n.%[3]s)
+  from %[1]s n where n.pair = $1 order by n.kind, n.name`
+
+type follower struct {
+	Kind, Name      string
+	Active, Passive *string // what its sides' objects are called; nil where there is none
+}
+
+// renameNames exchanges the names of indexes and identity sequences. A sequence of the new active side goes on where the other is: no
+// rollback undoes that, but a passive side's is never asked.
+func (m *Migration) renameNames(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
+	rows, err := tx.Query(ctx, fmt.Sprintf(namesSQL, m.own("bluegreen_name"), p.Active, to), p.N, p.Schema)
+	if err != nil {
+		return err
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowToStructByPos[follower])
+	if err != nil {
+		return err
+	}
+	for _, f := range list {
+		if err := f.exchange(ctx, tx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f follower) exchange(ctx context.Context, tx pgx.Tx, p Pair) error {
+	away := passiveName(f.Name, p.Active)
+	if f.Active != nil && *f.Active != away {
+		if err := run(ctx, tx, fmt.Sprintf("alter %s %s rename to %s", f.Kind, qualified(p.Schema, *f.Active), pgx.Identifier{away}.Sanitize())); err != nil {
+			return err
+		}
+	}
+	if f.Passive == nil {
+		return nil
+	}
+	if err := run(ctx, tx, fmt.Sprintf("alter %s %s rename to %s", f.Kind, qualified(p.Schema, *f.Passive), pgx.Identifier{f.Name}.Sanitize())); err != nil {
+		return err
+	}
+	if f.Kind != "sequence" || f.Active == nil {
+		return nil
+	}
+	_, err := tx.Exec(ctx, "select setval($1::text::regclass, last_value, is_called) from "+qualified(p.Schema, away), qualified(p.Schema, f.Name))
+	return err
+}
+
+const rememberStatesSQL = `
+insert into %s as t (pair, name, enabled)
+select $1, tgname, tgenabled from pg_trigger where tgrelid = $2 and not tgisinternal and not starts_with(tgname, $3)
+    on conflict (pair, name) do update set enabled = excluded.enabled`
+
+const silenceSQL = `
+select format('alter table %s disable trigger %I', $2::text, tgname) from pg_trigger
+ where tgrelid = $1 and not tgisinternal and not starts_with(tgname, $3) order by tgname`
+
+const reviveSQL = `
+select format('alter table %%s %%s trigger %%I', $2::text,
+         case t.enabled when 'O' then 'enable' when 'A' then 'enable always' when 'R' then 'enable replica' else 'disable' end, g.tgname)
+  from pg_trigger g join %s t on t.pair = $4 and t.name = g.tgname
+ where g.tgrelid = $1 and not g.tgisinternal and not starts_with(g.tgname, $3) order by g.tgname`
+
+// setTriggers disables the application's triggers on what becomes passive, where its rows are written for the second time, and gives those
+// on the new active side the state that they had.
+func (m *Migration) setTriggers(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
+	after := p.renamed(to)
+	remembered := m.own("bluegreen_trigger")
+	if _, err := tx.Exec(ctx, fmt.Sprintf(rememberStatesSQL, remembered), p.N, p.oid(p.Active), triggerPrefix); err != nil {
+		return err
+	}
+	if err := runListed(ctx, tx, silenceSQL, p.oid(p.Active), after.table(p.Active), triggerPrefix); err != nil {
+		return err
+	}
+	return runListed(ctx, tx, fmt.Sprintf(reviveSQL, remembered), p.oid(to), after.table(to), triggerPrefix, p.N)
+}
+
+// runListed runs the statements that a query writes.
+func runListed(ctx context.Context, tx pgx.Tx, query string, args ...any) error {
+	rows, err := tx.Query(ctx, query, args...)
+	if err != nil {
+		return err
+	}
+	list, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	return run(ctx, tx, list...)
+}
+
+const ownedSQL = `
+select format('alter sequence %I.%I owned by %s.%I', n.nspname, s.relname, $2::text, a.attname)
+  from pg_depend d join pg_class s on s.oid = d.objid and s.relkind = 'S' join pg_namespace n on n.oid = s.relnamespace
+  join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+ where d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = $1 and d.deptype = 'a'
+ order by n.nspname, s.relname`
+
+// giveSequences has the sequences of serial columns belong to the new active side: they would go with the old one. It is SHARE ROW
+// EXCLUSIVE on each, for which who has called nextval without writing a row may be in the way.
+func giveSequences(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
+	return runListed(ctx, tx, ownedSQL, p.oid(p.Active), p.renamed(to).table(to))
+}
+
+const publicationsSQL = `
+select sql from (
+	select b.pubname, 1, format('alter publication %I drop table %s', b.pubname, $2::text)
+	  from pg_publication_rel r join pg_publication b on b.oid = r.prpubid where r.prrelid = $1
+	 union all
+	select b.pubname, 2, format('alter publication %I add table %s', b.pubname, $3::text)
+	       || coalesce(' (' || (select string_agg(quote_ident(a.attname), ', ' order by a.attnum) from pg_attribute a
+	            where a.attrelid = r.prrelid and a.attnum = any (r.prattrs::int2[])) || ')', '')
+	       || coalesce(' where (' || pg_get_expr(r.prqual, r.prrelid) || ')', '')
+	  from pg_publication_rel r join pg_publication b on b.oid = r.prpubid where r.prrelid = $1
+) t (publication, place, sql) order by publication, place`
+
+// movePublications has the publications of the old active side publish the new one, with their columns and their filter.
+func movePublications(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
+	after := p.renamed(to)
+	return runListed(ctx, tx, publicationsSQL, p.oid(p.Active), after.table(p.Active), after.table(to))
+}
+
+const movePolicySQL = `update %s set table_name = $3 where (table_schema, table_name) = ($1, $2)`
+
+// movePolicies has partman's policies follow the names.
+func (m *Migration) movePolicies(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
+	var there bool
+	if err := tx.QueryRow(ctx, "select to_regclass($1) is not null", m.own("partition_policy")).Scan(&there); err != nil || !there {
+		return err
+	}
+	sql := fmt.Sprintf(movePolicySQL, m.own("partition_policy"))
+	after := p.renamed(to)
+	for _, side := range []Side{p.Active, to} { // the name is free before it is taken
+		if _, err := tx.Exec(ctx, sql, p.Schema, p.name(side), after.name(side)); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,77 @@
+package bluegreen
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"plenum/pkg/partman"
+)
+
+// Finish ends the migration with green active: the capture ends, retention is resumed, and where drop is set the old tables are
+// dropped. It refuses while a blue table is active.
+func (m *Migration) Finish(ctx context.Context, drop bool) error {
+	return m.exclusive(ctx, func(conn *pgx.Conn) error {
+		pairs, err := readPairs(ctx, conn, m.cfg.Schema)
+		if err != nil {
+			return err
+		}
+		for _, p := range pairs {
+			if p.Active == Blue {
+				return fmt.Errorf("the old table is the active one of %s: swap first, or abort", p.table(Blue))
+			}
+		}
+		for n, p := range pairs {
+			err := m.locking(ctx, conn, func(tx pgx.Tx) error { return m.finish(ctx, tx, p, drop, n == len(pairs)-1) })
+			if err != nil {
+				return fmt.Errorf("finish the migration of %s: %w", p.table(Green), err)
+			}
+			m.cfg.Step("finished one")
+		}
+		return nil
+	})
+}
+
+func (m *Migration) finish(ctx context.Context, tx pgx.Tx, p Pair, drop, last bool) error {
+	if err := m.resumeRetention(ctx, tx, p); err != nil {
+		return err
+	}
+	if err := m.begin(ctx, tx); err != nil { // partman has a lock timeout of its own
+		return err
+	}
+	// ACCESS EXCLUSIVE on both, until the commit.
+	if err := m.uncapture(ctx, tx, p, Green, Blue); err != nil {
+		return err
+	}
+	if drop {
+		if _, err := tx.Exec(ctx, "drop table "+p.table(Blue)); err != nil {
+			return fmt.Errorf("drop the old table: %w", err)
+		}
+	}
+	if err := m.dropCapture(ctx, tx, p); err != nil {
+		return err
+	}
+	return m.forget(ctx, tx, p, last, false)
+}
+
+// resumeRetention undoes pauseRetention. What keeps less waits for a person's word, as partman has it: see [partman.Manager.Confirm].
+func (m *Migration) resumeRetention(ctx context.Context, tx pgx.Tx, p Pair) error {
+	var days int
+	if err := tx.QueryRow(ctx, fmt.Sprintf("select retention from %s where n = $1", m.own("bluegreen_pair")), p.N).Scan(&days); err != nil {
+		return err
+	}
+	list, err := partman.Registered(ctx, tx, m.cfg.Schema)
+	if err != nil {
+		return err
+	}
+	for _, policy := range list {
+		if policy.Schema != p.Schema || policy.Table != p.name(Green) || days == 0 {
+			continue
+		}
+		policy.Retention, policy.Expired = days, partman.ExpiredDrop
+		_, err := partman.Register(ctx, tx, m.cfg.Schema, policy)
+		return err
+	}
+	return nil
+}

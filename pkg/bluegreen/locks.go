@@ -1,0 +1,208 @@
+package bluegreen
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"plenum/pkg/partman"
+)
+
+// BlockedError says that a swap gave up, and who was in its way. Nothing has changed.
+type BlockedError struct {
+	Tries int
+	// Held is how long others were held up by the tries.
+	Held time.Duration
+	// Blockers held locks in the way in the last try for which somebody was found.
+	Blockers []partman.Blocker
+	Err      error // of the last try
+}
+
+func (e *BlockedError) Error() string {
+	var who []string
+	for _, b := range e.Blockers {
+		who = append(who, b.String())
+	}
+	if len(who) == 0 {
+		who = []string{"nobody who is still there"}
+	}
+	return fmt.Sprintf("gave up after %d tries, which held others up for %s; in the way: %s: %v",
+		e.Tries, e.Held.Round(time.Millisecond), strings.Join(who, "; "), e.Err)
+}
+
+func (e *BlockedError) Unwrap() error { return e.Err }
+
+// errTail is a try's that found a log too long to be drained while others wait.
+var errTail = errors.New("the log is too long to be drained under the locks")
+
+// errBudget is a try's that was not done in time.
+var errBudget = errors.New("the time is over for which others may be held up")
+
+// again says whether a try is worth another one: a lock it did not get, a deadlock, a statement over its time, a log that grew.
+func again(err error) bool {
+	switch sqlState(err) {
+	case "55P03", "40P01", "57014":
+		return true
+	}
+	return errors.Is(err, errTail) || errors.Is(err, errBudget)
+}
+
+// hold is one try to hold all tables.
+type hold struct {
+	m    *Migration
+	tx   pgx.Tx
+	left time.Duration // for which others may be held up
+	from time.Time     // since when they are; zero before
+}
+
+// timeouts bounds the next statements; a lock is waited for no longer than either allows.
+func (h *hold) timeouts(ctx context.Context, lock, statement time.Duration) error {
+	_, err := h.tx.Exec(ctx, fmt.Sprintf("set local lock_timeout = %d; set local statement_timeout = %d",
+		max(1, lock.Milliseconds()), max(1, statement.Milliseconds())))
+	return err
+}
+
+// hurrySQL: a vacuum of autovacuum gives way after deadlock_timeout, which is longer than we wait. Not every role may set it.
+const hurrySQL = `select set_config('deadlock_timeout', '20ms', true) where has_parameter_privilege('deadlock_timeout', 'set')`
+
+// take locks the passive sides, for which nobody waits, and then the active ones, each in one order: ACCESS EXCLUSIVE on the tables
+// and their partitions, until the transaction ends.
+func (h *hold) take(ctx context.Context, pairs []Pair) error {
+	var passive, active []string
+	for _, p := range ordered(pairs) {
+		passive, active = append(passive, p.table(p.Active.other())), append(active, p.table(p.Active))
+	}
+	if _, err := h.tx.Exec(ctx, hurrySQL); err != nil {
+		return err
+	}
+	if err := h.timeouts(ctx, h.m.cfg.LockTimeout, time.Minute); err != nil {
+		return err
+	}
+	if _, err := h.tx.Exec(ctx, "lock table "+strings.Join(passive, ", ")+" in access exclusive mode"); err != nil {
+		return fmt.Errorf("lock the passive sides: %w", err)
+	}
+	h.m.cfg.Step("passive sides locked")
+	most := min(h.m.cfg.LockTimeout, h.left)
+	if err := h.timeouts(ctx, most, most); err != nil {
+		return err
+	}
+	h.from = time.Now()
+	if _, err := h.tx.Exec(ctx, "lock table "+strings.Join(active, ", ")+" in access exclusive mode"); err != nil {
+		return fmt.Errorf("lock %s: %w", strings.Join(active, ", "), err)
+	}
+	h.m.cfg.Step("active sides locked")
+	return h.check(ctx)
+}
+
+// check gives the statements that follow the time that is left.
+func (h *hold) check(ctx context.Context) error {
+	left := h.left - h.held()
+	if left <= 0 {
+		return errBudget
+	}
+	return h.timeouts(ctx, min(left, h.m.cfg.LockTimeout), left)
+}
+
+func (h *hold) held() time.Duration {
+	if h.from.IsZero() {
+		return 0
+	}
+	return time.Since(h.from)
+}
+
+func ordered(pairs []Pair) []Pair {
+	list := slices.Clone(pairs)
+	slices.SortFunc(list, func(a, b Pair) int { return cmp.Or(cmp.Compare(a.Schema, b.Schema), cmp.Compare(a.Name, b.Name)) })
+	return list
+}
+
+// tries runs do under the locks of all pairs until it has committed, within the budget; between is called before each other try.
+func (m *Migration) tries(ctx context.Context, conn *pgx.Conn, pairs []Pair, do func(h *hold) error, between func() error) (s Swapped, err error) {
+	var blockers []partman.Blocker
+	for {
+		s.Tries++
+		var held time.Duration
+		watch := m.watch(ctx, conn)
+		err := m.try(ctx, conn, pairs, m.cfg.Budget-s.HeldAll, &held, do)
+		if found := watch(); len(found) > 0 {
+			blockers = found
+		}
+		s.Held, s.HeldAll = held, s.HeldAll+held
+		switch {
+		case err == nil || !again(err):
+			return s, err
+		case s.HeldAll >= m.cfg.Budget || s.Tries == lockTries:
+			return s, &BlockedError{Tries: s.Tries, Held: s.HeldAll, Blockers: blockers, Err: err}
+		}
+		if err := pause(ctx, 100*time.Millisecond+rand.N(400*time.Millisecond)); err != nil {
+			return s, err
+		}
+		if err := between(); err != nil {
+			return s, err
+		}
+	}
+}
+
+func (m *Migration) try(ctx context.Context, conn *pgx.Conn, pairs []Pair, left time.Duration, held *time.Duration, do func(h *hold) error) error {
+	h := &hold{m: m, left: left}
+	defer func() { *held = h.held() }() // the transaction is over, then
+	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		h.tx = tx
+		if _, err := tx.Exec(ctx, session); err != nil {
+			return err
+		}
+		if err := h.take(ctx, pairs); err != nil {
+			return err
+		}
+		if err := do(h); err != nil {
+			return err
+		}
+		m.cfg.Step("before the commit")
+		return h.check(ctx)
+	})
+}
+
+const blockersSQL = `
+select pid, coalesce(application_name, ''), coalesce(state, ''), coalesce(extract(epoch from clock_timestamp() - query_start), 0)::float8
+  from pg_stat_activity where pid = any (pg_blocking_pids($1)) order by xact_start nulls last, pid limit 5`
+
+// watch asks on another connection for whom ours waits, until the function it returns is called, and that one returns who it was.
+func (m *Migration) watch(ctx context.Context, conn *pgx.Conn) func() []partman.Blocker {
+	ctx, cancel := context.WithCancel(ctx)
+	var found []partman.Blocker
+	var done sync.WaitGroup
+	done.Go(func() {
+		for pause(ctx, m.cfg.LockTimeout/3) == nil {
+			list, err := m.blockers(ctx, conn.PgConn().PID())
+			if err == nil && len(list) > 0 { // without an answer the try's own error says what can be said
+				found = list
+			}
+		}
+	})
+	return func() []partman.Blocker {
+		cancel()
+		done.Wait()
+		return found
+	}
+}
+
+func (m *Migration) blockers(ctx context.Context, pid uint32) ([]partman.Blocker, error) {
+	rows, err := m.cfg.Pool.Query(ctx, blockersSQL, int32(pid))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (b partman.Blocker, err error) {
+		var seconds float64
+		err = row.Scan(&b.PID, &b.Application, &b.State, &seconds)
+		b.QueryAge = time.Duration(seconds * float64(time.Second))
+		return b, err
+	})
+}

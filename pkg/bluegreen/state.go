@@ -1,0 +1,130 @@
+package bluegreen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// The migration's own tables are in Config.Schema: bluegreen_pair, a line for each table; bluegreen_name, the names that follow
+// a swap; bluegreen_trigger, the application's triggers; and bluegreen_log_N, the log of pair N.
+const stateSQL = `
+create table if not exists %[1]s.bluegreen_pair (
+	n            integer primary key,
+	table_schema text not null,
+	table_name   text not null,
+	key_column   text not null,
+	id_column    text not null,
+	id_type      text not null,
+	blue         oid not null,
+	green        oid not null,
+	active       text not null default 'blue' check (active in ('blue', 'green')),
+	low          timestamptz not null,
+	high         timestamptz not null,
+	retention    integer not null default 0,
+	accepted     text[] not null default '{}',
+	captured     boolean not null default false,
+	copy_relation oid not null default 0,
+	copy_file    oid not null default 0,
+	copy_page    bigint not null default 0,
+	copy_rows    bigint not null default 0,
+	copied       boolean not null default false,
+	begun_at     timestamptz not null default now(),
+	swapped_at   timestamptz
+);
+create table if not exists %[1]s.bluegreen_name (
+	pair  integer not null references %[1]s.bluegreen_pair on delete cascade,
+	kind  text not null check (kind in ('index', 'sequence')),
+	name  text not null,
+	blue  oid not null,
+	green oid not null,
+	primary key (pair, kind, blue)
+);
+create table if not exists %[1]s.bluegreen_trigger (
+	pair    integer not null references %[1]s.bluegreen_pair on delete cascade,
+	name    text not null,
+	enabled "char" not null,
+	primary key (pair, name)
+)`
+
+// installed says whether a migration's tables are there.
+func installed(ctx context.Context, db queryer, schema string) (there bool, err error) {
+	err = db.QueryRow(ctx, "select to_regclass($1) is not null", pgx.Identifier{schema, "bluegreen_pair"}.Sanitize()).Scan(&there)
+	return there, err
+}
+
+type queryer interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+const pairsSQL = `
+select n, table_schema, table_name, key_column, id_column, id_type, blue, green, active, low, high,
+       copy_relation, copy_file, copy_page, copy_rows, copied,
+       array (select attname::text from pg_attribute where attrelid = blue and attnum > 0 and not attisdropped and attgenerated = '' order by attnum)
+  from %s order by n`
+
+// readPairs returns the pairs, in their order, or ErrNone.
+func readPairs(ctx context.Context, db queryer, schema string) ([]Pair, error) {
+	there, err := installed(ctx, db, schema)
+	if err == nil && !there {
+		err = ErrNone
+	}
+	if err != nil {
+		return nil, err
+	}
+	rows, err := db.Query(ctx, fmt.Sprintf(pairsSQL, pgx.Identifier{schema, "bluegreen_pair"}.Sanitize()))
+	if err != nil {
+		return nil, fmt.Errorf("read the migration: %w", err)
+	}
+	pairs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p Pair, err error) {
+		c := &p.Cursor
+		err = row.Scan(&p.N, &p.Schema, &p.Name, &p.Key, &p.ID, &p.IDType, &p.Blue, &p.Green, &p.Active, &p.Low, &p.High,
+			&c.Relation, &c.File, &c.Page, &c.Rows, &c.Done, &p.Columns)
+		p.Low, p.High = p.Low.UTC(), p.High.UTC()
+		return p, err
+	})
+	if err == nil && len(pairs) == 0 {
+		err = ErrNone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the migration: %w", err)
+	}
+	return pairs, nil
+}
+
+// logTable is the pair's log, quoted.
+func (m *Migration) logTable(p Pair) string {
+	return pgx.Identifier{m.cfg.Schema, fmt.Sprintf("bluegreen_log_%d", p.N)}.Sanitize()
+}
+
+// applying is the setting under which the capture is silent.
+const applying = "set local plenum_bluegreen.applying = 'on'"
+
+// exclusive runs do on one connection while this process alone has the migration's lock.
+func (m *Migration) exclusive(ctx context.Context, do func(conn *pgx.Conn) error) error {
+	const key = `hashtextextended('plenum bluegreen ' || $1, 0)`
+	pooled, err := m.cfg.Pool.Acquire(ctx)
+	if err != nil {
+		return fmt.Errorf("connect: %w", err)
+	}
+	defer pooled.Release()
+	conn := pooled.Conn()
+	var held bool
+	if err := conn.QueryRow(ctx, "select pg_try_advisory_lock("+key+")", m.cfg.Schema).Scan(&held); err != nil {
+		return fmt.Errorf("take the migration's lock: %w", err)
+	}
+	if !held {
+		return ErrBusy
+	}
+	err = do(conn)
+	ending, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer done()
+	if _, unlockErr := conn.Exec(ending, "select pg_advisory_unlock("+key+")", m.cfg.Schema); unlockErr != nil && !conn.IsClosed() {
+		return errors.Join(err, fmt.Errorf("give the migration's lock back: %w", unlockErr), conn.Close(ending))
+	}
+	return err
+}

@@ -1,0 +1,225 @@
+package bluegreen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"go.uber.org/zap"
+)
+
+// SwapOptions say what a swap may leave out.
+type SwapOptions struct {
+	// SkipVerify swaps without a comparison of both sides, which reads both. A rollback never makes one: it is to take seconds.
+	SkipVerify bool
+}
+
+// Swapped is what a swap did.
+type Swapped struct {
+	Active  Side          `json:"active"`
+	Already bool          `json:"already"`  // it was the active side, and nothing was changed
+	Tries   int           `json:"tries"`    // to get the locks
+	Held    time.Duration `json:"held"`     // for which others were held up by the try that succeeded, in ns
+	HeldAll time.Duration `json:"held_all"` // by all tries
+	Drained int           `json:"drained"`  // entries of the log, under the locks
+}
+
+// DifferentError says that both sides differ in what is in no log.
+type DifferentError struct{ Differences []Difference }
+
+func (e *DifferentError) Error() string {
+	var all []string
+	for _, d := range e.Differences[:min(3, len(e.Differences))] {
+		all = append(all, d.String())
+	}
+	return fmt.Sprintf("the sides differ on %d days: %s", len(e.Differences), strings.Join(all, "; "))
+}
+
+// UnacceptedError says that something was found that nobody has accepted.
+type UnacceptedError struct{ Findings []Finding }
+
+func (e *UnacceptedError) Error() string {
+	var all []string
+	for _, f := range e.Findings {
+		all = append(all, fmt.Sprintf("%s (%s; %s)", f.Name, f.What, f.Do))
+	}
+	return "found and not accepted: " + strings.Join(all, "; ")
+}
+
+// Swap makes a side the active one of all tables, in one transaction: a swap where it is green, a rollback where it is blue. Where
+// it is so already, it says so. It waits for another command to finish, as long as busyWait.
+func (m *Migration) Swap(ctx context.Context, to Side, o SwapOptions) (s Swapped, err error) {
+	if to != Blue && to != Green {
+		return s, fmt.Errorf("side %q: blue or green is needed", to)
+	}
+	if to == Green && !o.SkipVerify { // both look only, and take long: before the lock
+		if s, err = m.already(ctx, to); err != nil || s.Already {
+			return s, err
+		}
+		if err := m.verified(ctx); err != nil {
+			return s, err
+		}
+	}
+	for deadline := time.Now().Add(busyWait); ; {
+		err = m.exclusive(ctx, func(conn *pgx.Conn) (err error) {
+			s, err = m.swap(ctx, conn, to)
+			return err
+		})
+		if !errors.Is(err, ErrBusy) || time.Now().After(deadline) {
+			return s, err
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return s, err
+		}
+	}
+}
+
+// busyWait is for a sync that follows: it pauses between two rounds.
+const busyWait = 10 * time.Second
+
+func (m *Migration) already(ctx context.Context, to Side) (Swapped, error) {
+	pairs, err := readPairs(ctx, m.cfg.Pool, m.cfg.Schema)
+	if err != nil {
+		return Swapped{}, err
+	}
+	return Swapped{Active: pairs[0].Active, Already: pairs[0].Active == to}, nil
+}
+
+func (m *Migration) verified(ctx context.Context) error {
+	differences, err := m.Verify(ctx)
+	if err == nil && len(differences) > 0 {
+		err = &DifferentError{differences}
+	}
+	return err
+}
+
+// swap is Swap for who has the migration's lock.
+func (m *Migration) swap(ctx context.Context, conn *pgx.Conn, to Side) (Swapped, error) {
+	pairs, err := readPairs(ctx, conn, m.cfg.Schema)
+	if err != nil {
+		return Swapped{}, err
+	}
+	if pairs[0].Active == to {
+		return Swapped{Active: to, Already: true}, nil
+	}
+	if pairs, err = m.prepare(ctx, conn); err != nil {
+		return Swapped{}, err
+	}
+	if err := m.ready(ctx, conn, pairs, to); err != nil {
+		return Swapped{}, err
+	}
+	if err := m.shorten(ctx, conn, pairs); err != nil {
+		return Swapped{}, err
+	}
+	var drained int
+	s, err := m.tries(ctx, conn, pairs, func(h *hold) (err error) {
+		drained, err = m.exchange(ctx, h, pairs)
+		return err
+	}, func() error { return m.shorten(ctx, conn, pairs) })
+	if err != nil {
+		return s, fmt.Errorf("swap to %s: %w", to, err)
+	}
+	m.cfg.Step("swapped")
+	s.Active, s.Drained = to, drained
+	m.cfg.Log.Info("blue/green: swapped", zap.String("active", string(to)), zap.Duration("held", s.Held), zap.Int("tries", s.Tries), zap.Int("drained", s.Drained))
+	return s, nil
+}
+
+// cascadeSQL finds foreign keys by which a drain's deletes in the table would reach others.
+const cascadeSQL = `
+select conname || ' of ' || conrelid::regclass from pg_constraint
+ where confrelid = $1 and contype = 'f' and confdeltype in ('c', 'n', 'd') and conparentid = 0 order by 1 limit 1`
+
+// ready refuses what a swap cannot be made of.
+func (m *Migration) ready(ctx context.Context, conn *pgx.Conn, pairs []Pair, to Side) error {
+	for _, p := range pairs {
+		if !p.Cursor.Done {
+			return fmt.Errorf("table %s is not copied completely: run sync first", p.table(p.Active))
+		}
+		var key string
+		err := conn.QueryRow(ctx, cascadeSQL, p.oid(p.Active)).Scan(&key)
+		if err == nil {
+			return fmt.Errorf("foreign key %s refers to table %s and would delete or change its own rows when that one is brought up to date: drop it first", key, p.table(p.Active))
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("look for foreign keys to table %s: %w", p.table(p.Active), err)
+		}
+	}
+	if to == Blue {
+		return nil
+	}
+	if err := m.publishable(ctx, conn, pairs); err != nil {
+		return err
+	}
+	if err := m.kept(ctx, conn, pairs); err != nil {
+		return err
+	}
+	found, err := m.Findings(ctx)
+	if err == nil && len(Unaccepted(found)) > 0 {
+		err = &UnacceptedError{Unaccepted(found)}
+	}
+	return err
+}
+
+// publishedSQL finds publications that would not work with green, and says what to do. Full replica identity is all columns.
+const publishedSQL = `
+select case when not b.pubviaroot
+            then format('would publish the partitions under their own names: alter publication %1$I set (publish_via_partition_root = true)', b.pubname)
+            else format('has a column list, with which updates of a table without a primary key are refused: alter publication %1$I drop table %2$s, and add table %2$s without the list', b.pubname, $3::text)
+       end, quote_ident(b.pubname)
+  from pg_publication_rel r join pg_publication b on b.oid = r.prpubid
+ where r.prrelid = $1 and (not b.pubviaroot or r.prattrs is not null and (select relreplident = 'f' from pg_class where oid = $2))
+ order by b.pubname limit 1`
+
+// publishable refuses where subscribers would hear of partitions, which they do not know, or the application's updates would fail.
+func (m *Migration) publishable(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
+	for _, p := range pairs {
+		var why, publication string
+		err := conn.QueryRow(ctx, publishedSQL, p.Blue, p.Green, p.table(Blue)).Scan(&why, &publication)
+		if err == nil {
+			return fmt.Errorf("table %s: publication %s %s", p.table(Blue), publication, why)
+		}
+		if !errors.Is(err, pgx.ErrNoRows) {
+			return fmt.Errorf("look at the publications of table %s: %w", p.table(Blue), err)
+		}
+	}
+	return nil
+}
+
+const keptSQL = `select exists (select from %s where (table_schema, table_name) = ($1, $2)), $3::timestamptz > now() + interval '1 day'`
+
+// kept refuses where no partition will be there tomorrow for what the application writes.
+func (m *Migration) kept(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
+	for _, p := range pairs {
+		var registered, covered bool
+		if err := conn.QueryRow(ctx, fmt.Sprintf(keptSQL, m.own("partition_policy")), p.Schema, p.name(Green), p.High).Scan(&registered, &covered); err != nil {
+			return fmt.Errorf("look at the policy of table %s: %w", p.table(Green), err)
+		}
+		if !registered || !covered {
+			return fmt.Errorf("no partition manager keeps table %s (policy registered: %t, partitions until %s): start one, and wait until it has made the next days",
+				p.table(Green), registered, p.High.Format(time.RFC3339))
+		}
+	}
+	return nil
+}
+
+// shorten drains the logs as far as can be without a lock. A table that was truncated is copied again, which is short work.
+func (m *Migration) shorten(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
+	s := &syncing{m: m, begun: time.Now()}
+	for _, p := range pairs {
+		if err := s.pair(ctx, conn, p); err != nil {
+			return err
+		}
+		stuck, err := m.stuck(ctx, conn, p)
+		if err != nil {
+			return fmt.Errorf("look for what table %s refuses: %w", p.table(p.Active.other()), err)
+		}
+		if len(stuck) > 0 {
+			return fmt.Errorf("table %s refuses rows, the first %d: %v; correct them in %s, or what refuses them", p.table(p.Active.other()), len(stuck), stuck, p.table(p.Active))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,219 @@
+package bluegreen
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// SyncOptions say how Sync works.
+type SyncOptions struct {
+	// Follow goes on until the context ends. Another command may come in between at any time.
+	Follow bool
+	// RowsPerSecond bounds the copy; 0 is no bound. What the log has is drained as fast as can be: it must not grow.
+	RowsPerSecond int
+	// MaxReplicaLag holds the copy while a standby of this server is further behind; 0 is no bound.
+	MaxReplicaLag time.Duration
+	// Progress is called after each batch. Optional.
+	Progress func(Progress)
+}
+
+// Progress is how far Sync has come with one table.
+type Progress struct {
+	Table     string        `json:"table"`   // the active one, schema.table
+	Copied    bool          `json:"copied"`  // the copy is complete
+	Rows      int64         `json:"rows"`    // copied so far
+	Total     int64         `json:"total"`   // rows of the table, as the last ANALYZE found; 0 if there was none
+	PerSecond float64       `json:"rate"`    // rows, since Sync began
+	ETA       time.Duration `json:"eta"`     // of the copy, in ns; 0 where it cannot be told
+	Entries   int64         `json:"entries"` // in the log, about
+	Waiting   string        `json:"waiting"` // what the copy is held for; empty where it is not
+}
+
+const followPause = 500 * time.Millisecond
+
+// Sync copies what is not copied yet, then drains each log until it is short. It can be killed and called again at any time.
+func (m *Migration) Sync(ctx context.Context, o SyncOptions) error {
+	s := &syncing{m: m, o: o, begun: time.Now()}
+	for {
+		err := m.exclusive(ctx, func(conn *pgx.Conn) error { return s.round(ctx, conn) })
+		if !o.Follow {
+			return err
+		}
+		if err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, errOutrun) {
+			return err
+		}
+		if err := pause(ctx, followPause); err != nil {
+			return err
+		}
+	}
+}
+
+type syncing struct {
+	m     *Migration
+	o     SyncOptions
+	begun time.Time
+	rows  int64 // copied by this process
+	total int64
+}
+
+func (s *syncing) round(ctx context.Context, conn *pgx.Conn) error {
+	pairs, err := s.m.prepare(ctx, conn)
+	if err != nil {
+		return err
+	}
+	for _, p := range pairs {
+		if err := s.pair(ctx, conn, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// prepare sees that all is captured and each scope as wide as it can be, and reads the pairs.
+func (m *Migration) prepare(ctx context.Context, conn *pgx.Conn) ([]Pair, error) {
+	pairs, err := readPairs(ctx, conn, m.cfg.Schema)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range pairs {
+		if err := m.takeOver(ctx, conn, p); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.ensureCapture(ctx, conn); err != nil {
+		return nil, err
+	}
+	return readPairs(ctx, conn, m.cfg.Schema)
+}
+
+const takeOverSQL = `
+insert into %[1]s (%[2]s) overriding system value
+select %[2]s from %[3]s b where %[4]s >= $1::timestamptz and %[4]s < $2::timestamptz
+   and not exists (select from %[1]s g where g.%[5]s = b.%[5]s) and not exists (select from %[6]s l where l.id = b.%[5]s or l.id is null)`
+
+// takeOver gives green, while it is the active side, the rows that blue alone has of days that were made since. Else the drain,
+// which makes blue as green is, would delete them once the scope is wider.
+func (m *Migration) takeOver(ctx context.Context, conn *pgx.Conn, p Pair) error {
+	if p.Active == Blue {
+		return nil
+	}
+	err := m.locking(ctx, conn, func(tx pgx.Tx) error {
+		var high time.Time
+		if err := tx.QueryRow(ctx, reachSQL, p.Green, p.High).Scan(&high); err != nil {
+			return err
+		}
+		if !high.After(p.High) {
+			return nil
+		}
+		sql := fmt.Sprintf(takeOverSQL, p.table(Green), p.columns(), p.table(Blue), pgx.Identifier{p.Key}.Sanitize(), p.id(), m.logTable(p))
+		if _, err := tx.Exec(ctx, sql, p.High, high); err != nil {
+			return err
+		}
+		m.cfg.Step("rows taken over")
+		_, err := tx.Exec(ctx, fmt.Sprintf("update %s set high = $2 where n = $1", m.own("bluegreen_pair")), p.N, high)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("take rows of days that were made since over from table %s to %s: %w", p.table(Blue), p.table(Green), err)
+	}
+	return nil
+}
+
+// restarts bounds how often one Sync copies a table from the start because it was rewritten or truncated meanwhile.
+const restarts = 20
+
+const totalSQL = `
+select coalesce(sum(c.reltuples) filter (where c.reltuples > 0), 0)::bigint from pg_class c
+ where c.relkind = 'r' and (c.oid = $1 or c.oid in (select relid::oid from pg_partition_tree($1::oid)))`
+
+func (s *syncing) pair(ctx context.Context, conn *pgx.Conn, p Pair) error {
+	if err := conn.QueryRow(ctx, totalSQL, p.oid(p.Active)).Scan(&s.total); err != nil {
+		return fmt.Errorf("look at the size of table %s: %w", p.table(p.Active), err)
+	}
+	for try := 1; ; try++ {
+		fresh := !p.Cursor.Done
+		err := s.m.copyPair(ctx, conn, p, func(c Cursor, rows int64) error {
+			s.rows += rows
+			p.Cursor = c
+			return s.copied(ctx, conn, p)
+		})
+		if err != nil {
+			return err
+		}
+		p.Cursor.Done = true
+		if fresh {
+			// SHARE UPDATE EXCLUSIVE on the passive side. Autovacuum never does it for a partitioned table, and plans after a swap need it.
+			if _, err := conn.Exec(ctx, "analyze "+p.table(p.Active.other())); err != nil {
+				return fmt.Errorf("analyze table %s: %w", p.table(p.Active.other()), err)
+			}
+		}
+		err = s.m.settle(ctx, conn, p, s.m.cfg.Tail, func() error { return s.report(ctx, conn, p, "") })
+		if !errors.Is(err, errRewritten) {
+			return err
+		}
+		if try == restarts {
+			return fmt.Errorf("table %s was truncated or rewritten %d times while it was copied", p.table(p.Active), try)
+		}
+		p.Cursor = Cursor{}
+	}
+}
+
+// copied reports, and holds the copy back as far as is wanted.
+func (s *syncing) copied(ctx context.Context, conn *pgx.Conn, p Pair) error {
+	if err := s.report(ctx, conn, p, ""); err != nil {
+		return err
+	}
+	if s.o.RowsPerSecond > 0 {
+		due := time.Duration(float64(s.rows) / float64(s.o.RowsPerSecond) * float64(time.Second))
+		if err := pause(ctx, due-time.Since(s.begun)); err != nil {
+			return err
+		}
+	}
+	return s.awaitReplicas(ctx, conn, p)
+}
+
+const lagSQL = `
+select coalesce(max(extract(epoch from replay_lag)), 0)::float8 from pg_stat_replication`
+
+func (s *syncing) awaitReplicas(ctx context.Context, conn *pgx.Conn, p Pair) error {
+	for s.o.MaxReplicaLag > 0 {
+		var seconds float64
+		if err := conn.QueryRow(ctx, lagSQL).Scan(&seconds); err != nil {
+			return fmt.Errorf("look at the standbys' lag: %w", err)
+		}
+		lag := time.Duration(seconds * float64(time.Second))
+		if lag <= s.o.MaxReplicaLag {
+			return nil
+		}
+		if err := s.report(ctx, conn, p, fmt.Sprintf("a standby is %s behind", lag.Round(time.Millisecond))); err != nil {
+			return err
+		}
+		if err := pause(ctx, time.Second); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *syncing) report(ctx context.Context, conn *pgx.Conn, p Pair, waiting string) error {
+	if s.o.Progress == nil {
+		return nil
+	}
+	entries, err := s.m.entries(ctx, conn, p)
+	if err != nil {
+		return err
+	}
+	r := Progress{
+		Table: p.Schema + "." + p.Name, Copied: p.Cursor.Done, Rows: p.Cursor.Rows, Total: s.total, Entries: entries, Waiting: waiting,
+		PerSecond: float64(s.rows) / time.Since(s.begun).Seconds(),
+	}
+	if left := r.Total - r.Rows; left > 0 && !r.Copied && s.rows > 0 {
+		r.ETA = time.Duration(float64(left) / r.PerSecond * float64(time.Second))
+	}
+	s.o.Progress(r)
+	return nil
+}
