@@ -56,8 +56,9 @@
 //
 // Nothing leaves by a clock in doubt: one that went back since the last round, or is days after it, or differs from the
 // host's. Nothing leaves by a retention that was just shortened: the old one stays in force until [Manager.Confirm]. Nothing
-// that is held leaves. A hold, and a policy that keeps more, is asked for again in the transaction that takes a partition
-// away, with the policy's row locked: it wins whenever it was set before the commit. Creating goes on in any case.
+// that is held leaves, and nothing of a table that is paused ([Pause]). A pause, a hold, and a policy that keeps more, is asked
+// for again in the transaction that takes a partition away, with the policy's row locked: it wins whenever it was set before
+// the commit. Creating goes on in any case.
 //
 // A day that moves to the archive is at no moment in neither table, nor in both. It leaves when the guard lets it, asked in
 // the transaction that takes it away and under a lock that holds up writes to that day, but before any lock on its table.

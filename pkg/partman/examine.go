@@ -218,6 +218,9 @@ func Unregister(ctx context.Context, db DB, schema, tableSchema, table string) (
 			if len(r.Held) > 0 {
 				return fmt.Errorf("%s: it would be forgotten; plenumctl partitions release first", r.Held[0])
 			}
+			if r.Paused != nil {
+				return fmt.Errorf("%s: it would be forgotten; resume it first", r.Paused)
+			}
 		}
 		_, err = tx.Exec(ctx, fmt.Sprintf("delete from %s where (table_schema, table_name) = ($1, $2)", ident(schema, "partition_policy")),
 			tableSchema, table)

@@ -20,8 +20,12 @@ type Record struct {
 	Pending *Retention
 	// Held are the holds, in the order in which they were set.
 	Held []Hold
+	// Paused is set while nothing of the table retires.
+	Paused *Paused
 	// Fault says that what waits and what is held cannot be read: nothing retires.
 	Fault string
+
+	found bool // there is a row of that table
 }
 
 // Hold keeps every partition that overlaps a range: it is not archived, detached or dropped until the hold is released.
@@ -71,8 +75,11 @@ func (r Record) held(from, to time.Time) *Hold {
 	return nil
 }
 
-// hindrance is what of the snapshot keeps a partition, attached or detached, that is due: a hold, or its size.
+// hindrance is what of the snapshot keeps a partition, attached or detached, that is due: a pause, a hold, or its size.
 func hindrance(s Snapshot, from, to time.Time, bytes int64) *Blocked {
+	if p := s.Record.Paused; p != nil {
+		return &Blocked{Reason: "paused", Detail: p.String()}
+	}
 	if h := s.Record.held(from, to); h != nil {
 		return &Blocked{Reason: "held", Detail: h.String()}
 	}
@@ -189,13 +196,17 @@ func writeHolds(ctx context.Context, tx pgx.Tx, schema, tableSchema, table strin
 	return err
 }
 
-// verifyWanted asks again, in the transaction that takes a partition away and with the policy's row locked: a hold, or a
-// policy that keeps more, that was set since the plan was made wins, and one that is set later waits for the commit.
+// verifyWanted asks again, in the transaction that takes a partition away and with the policy's row locked: a pause, a hold,
+// or a policy that keeps more, that was set since the plan was made wins, and one that is set later waits for the commit. So
+// does a rename.
 func (m *Manager) verifyWanted(ctx context.Context, tx pgx.Tx, a Action) error {
 	p := Policy{Schema: a.Schema, Table: a.Table}
 	r, err := readRecord(ctx, tx, m.cfg.Schema, p, true)
 	if err != nil {
 		return err
+	}
+	if r.Paused != nil {
+		return &Blocked{Reason: "paused", Detail: r.Paused.String()}
 	}
 	for _, h := range r.Held {
 		if h.From.Before(a.To) && h.To.After(a.From) && !(a.Kind == Move && h.counting(a.Partition)) {
@@ -206,7 +217,7 @@ func (m *Manager) verifyWanted(ctx context.Context, tx pgx.Tx, a Action) error {
 	if err != nil {
 		return err
 	}
-	if len(list) == 1 && a.wanted(list[0]) {
+	if r.found && len(list) == 1 && a.wanted(list[0]) { // not found: renamed while this waited for its row
 		return nil
 	}
 	return &Blocked{Reason: "policy", Detail: "the policy has changed since the plan was made"}

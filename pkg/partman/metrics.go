@@ -10,6 +10,7 @@ type metrics struct {
 	drift      *prometheus.GaugeVec
 	blocked    *prometheus.GaugeVec
 	waiting    *prometheus.GaugeVec
+	paused     *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) (*metrics, error) {
@@ -21,6 +22,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		partitions: gauge("plenum_partitions", "Attached partitions.", "table"),
 		drift:      gauge("plenum_partition_index_drift", "Declared indexes that are missing, invalid or not attached.", "table"),
 		blocked:    gauge("plenum_partition_retire_blocked", "Partitions past retention that the last round could not let go.", "table", "reason"),
+		paused:     gauge("plenum_partition_retention_paused_seconds", "For how long retiring has been paused; 0 where it is not.", "table"),
 		waiting: gauge("plenum_partition_blocker_query_age_seconds",
 			"Age of the oldest query that holds up an action; 0 where none does.", "table", "action"),
 		actions: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -31,7 +33,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.runway, m.partitions, m.drift, m.blocked, m.waiting, m.actions} {
+	for _, c := range []prometheus.Collector{m.runway, m.partitions, m.drift, m.blocked, m.waiting, m.paused, m.actions} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}
@@ -41,7 +43,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 
 func (m *metrics) forget(table string) {
 	label := prometheus.Labels{"table": table}
-	for _, g := range []*prometheus.GaugeVec{m.runway, m.partitions, m.drift, m.blocked, m.waiting} {
+	for _, g := range []*prometheus.GaugeVec{m.runway, m.partitions, m.drift, m.blocked, m.waiting, m.paused} {
 		g.DeletePartialMatch(label)
 	}
 	m.actions.DeletePartialMatch(label)

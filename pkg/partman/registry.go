@@ -44,7 +44,10 @@ alter table %[1]s
 	add column if not exists updated_at    timestamptz not null default now(),
 	add column if not exists last_run      timestamptz,
 	add column if not exists pending       jsonb,
-	add column if not exists held          jsonb       not null default '[]'`
+	add column if not exists held          jsonb       not null default '[]',
+	add column if not exists paused_at     timestamptz,
+	add column if not exists paused_by     text,
+	add column if not exists paused_reason text`
 
 // Install creates the table of policies, partition_policy, in schema, or brings an older one up to date. It is idempotent
 // and safe to call from several programs at once.
@@ -68,11 +71,12 @@ func Install(ctx context.Context, db DB, schema string) error {
 }
 
 const installedSQL = `
-select count(*) = 15 from pg_attribute a
+select count(*) = 18 from pg_attribute a
   join pg_class c on c.oid = a.attrelid join pg_namespace n on n.oid = c.relnamespace
  where n.nspname = $1 and c.relname = 'partition_policy' and not a.attisdropped and a.attname = any (array[
        'table_schema', 'table_name', 'key_column', 'step', 'premake', 'retention', 'expired', 'archive_table',
-       'grace', 'indexes', 'storage', 'updated_at', 'last_run', 'pending', 'held'])`
+       'grace', 'indexes', 'storage', 'updated_at', 'last_run', 'pending', 'held',
+       'paused_at', 'paused_by', 'paused_reason'])`
 
 func installed(ctx context.Context, tx pgx.Tx, schema string) (complete bool, err error) {
 	err = tx.QueryRow(ctx, installedSQL, schema).Scan(&complete)
@@ -190,7 +194,9 @@ func (e *PolicyError) Unwrap() error { return e.Err }
 func (e *PolicyError) policy() Policy { return Policy{Schema: e.Schema, Table: e.Table} }
 
 // policyWait bounds each wait for partition_policy, which somebody may have locked.
-const policyWait = "set local lock_timeout = '1s'"
+// A transaction that was begun for less keeps that: what follows in it must not wait longer than before.
+const policyWait = `select set_config('lock_timeout', '1s', true)
+ where current_setting('lock_timeout')::interval not between interval '1 millisecond' and interval '1 second'`
 
 // bounded runs do in a transaction that waits for no lock longer than policyWait says.
 func bounded(ctx context.Context, db DB, do func(pgx.Tx) error) error {
@@ -262,7 +268,12 @@ func decode(column, text string, into any) error {
 	return nil
 }
 
-const recordSQL = `select last_run, coalesce(pending::text, 'null'), held::text from %s where (table_schema, table_name) = ($1, $2)`
+// A pause written by hand may begin at infinity; no pause does.
+const recordSQL = `
+select last_run, coalesce(pending::text, 'null'), held::text,
+       case when paused_at is not null then greatest(least(paused_at, now()), 'epoch') end,
+       coalesce(paused_by, ''), coalesce(paused_reason, '')
+  from %s where (table_schema, table_name) = ($1, $2)`
 
 // readRecord reads what is remembered of a table, nothing where it has no policy. forUpdate makes whoever writes it wait
 // for the end of the transaction.
@@ -276,9 +287,10 @@ func readRecord(ctx context.Context, db DB, schema string, p Policy, forUpdate b
 	if err != nil {
 		return r, err
 	}
-	var last *time.Time
-	var pending, held string
-	_, err = pgx.ForEachRow(rows, []any{&last, &pending, &held}, func() error {
+	var last, paused *time.Time
+	var pending, held, by, reason string
+	_, err = pgx.ForEachRow(rows, []any{&last, &pending, &held, &paused, &by, &reason}, func() error {
+		r.found = true
 		return errors.Join(decode("pending", pending, &r.Pending), decode("held", held, &r.Held))
 	})
 	if sqlState(err) == undefinedColumn {
@@ -289,6 +301,9 @@ func readRecord(ctx context.Context, db DB, schema string, p Policy, forUpdate b
 	}
 	if last != nil {
 		r.LastRun = last.UTC()
+	}
+	if paused != nil {
+		r.Paused = &Paused{Since: paused.UTC(), By: by, Reason: reason}
 	}
 	return r, nil
 }

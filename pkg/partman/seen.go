@@ -65,10 +65,11 @@ func (m *Manager) Status() []TableStatus {
 
 // observe keeps what a look at the catalog showed.
 func (m *Manager) observe(p Policy, s Snapshot) {
-	st := TableStatus{Schema: p.Schema, Table: p.Table, At: s.Now, Partitions: len(s.Partitions), Findings: Check(p, s, s.Now)}
+	st := TableStatus{Schema: p.Schema, Table: p.Table, At: s.Now, Partitions: len(s.Partitions), Paused: s.Record.Paused, Findings: Check(p, s, s.Now)}
 	label := m.label(p)
 	m.metrics.partitions.WithLabelValues(label).Set(float64(len(s.Partitions)))
 	m.metrics.drift.WithLabelValues(label).Set(float64(Drift(p, s)))
+	m.metrics.paused.WithLabelValues(label).Set(s.Record.pausedFor(s.Now).Seconds())
 	if p.Premake != NoPremake {
 		st.CoveredUntil = CoveredUntil(s, s.Now)
 		m.metrics.runway.WithLabelValues(label).Set(Runway(s, s.Now).Seconds())

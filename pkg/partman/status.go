@@ -19,6 +19,8 @@ type TableStatus struct {
 	// CoveredUntil is when inserts begin to fail; zero where that is never, or where no partitions are ever premade.
 	CoveredUntil time.Time `json:"covered_until,omitzero"`
 	Partitions   int       `json:"partitions"`
+	// Paused is set while nothing of the table retires.
+	Paused *Paused `json:"paused,omitempty"`
 	// Findings are those of that look. With them, and renewed with each try, is the reason of each action that was
 	// refused or failed and is still to be done, from its first try on, and of each round that came to no action at all.
 	Findings []Finding `json:"findings"`
@@ -65,6 +67,8 @@ type Listed struct {
 	Bytes int64 `json:"bytes"`
 	// Held is the hold that keeps it; nil where none does.
 	Held *Hold `json:"held,omitempty"`
+	// Paused is set where nothing of its table retires.
+	Paused *Paused `json:"paused,omitempty"`
 	// BlockedBy would keep the next action on the partition from a lock just now, in transactions that have lasted for
 	// Config.Pause; empty also where no action is due.
 	BlockedBy []Blocker `json:"blocked_by,omitempty"`
@@ -101,7 +105,7 @@ func (m *Manager) List(ctx context.Context, tables ...string) ([]Listed, error) 
 		var estimates []*int64
 		for n := range list[start:] {
 			l := &list[start+n]
-			l.Held = s.Record.held(l.From, l.To)
+			l.Held, l.Paused = s.Record.held(l.From, l.To), s.Record.Paused
 			estimates = append(estimates, &l.Bytes)
 		}
 		if err := m.sizes(ctx, oids, estimates); err != nil {
@@ -278,7 +282,7 @@ func (m *Manager) label(p Policy) string {
 }
 
 // observeRefused sets how many partitions of the table the last round of retiring could not let go, by reason: the guard's
-// words, "held", "size", "clock", "policy", "lock" or "error".
+// words, "paused", "held", "size", "clock", "policy", "lock" or "error".
 func (m *Manager) observeRefused(p Policy, s Snapshot, r Result, err error) {
 	m.metrics.blocked.DeletePartialMatch(prometheus.Labels{"table": m.label(p)})
 	for _, b := range r.Refused {
