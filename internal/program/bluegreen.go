@@ -1,0 +1,26 @@
+package program
+
+import (
+	"context"
+	"fmt"
+
+	"go.uber.org/zap"
+
+	"plenum/pkg/bluegreen"
+	"plenum/pkg/partman"
+	"plenum/pkg/store"
+)
+
+// BlueGreen returns the migration of the app's schema, with the rights of database.owner_url. Plenum's own tables need not be there.
+func BlueGreen(ctx context.Context, a *App, c bluegreen.Config) (*bluegreen.Migration, error) {
+	c.Schema = a.Settings.Database.Schema
+	if err := store.CheckServer(ctx, a.owner, c.Schema); err != nil {
+		return nil, err
+	}
+	if err := partman.CheckSession(ctx, a.owner); err != nil {
+		return nil, fmt.Errorf("database.owner_url (or database.url, where that is not set): %w", err)
+	}
+	// What it does is what the command prints.
+	c.Pool, c.Log = a.owner, a.Log.With(zap.String("part", "bluegreen")).WithOptions(zap.IncreaseLevel(zap.WarnLevel))
+	return bluegreen.New(c)
+}
