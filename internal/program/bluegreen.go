@@ -24,3 +24,8 @@ func BlueGreen(ctx context.Context, a *App, c bluegreen.Config) (*bluegreen.Migr
 	c.Pool, c.Log = a.owner, a.Log.With(zap.String("part", "bluegreen")).WithOptions(zap.IncreaseLevel(zap.WarnLevel))
 	return bluegreen.New(c)
 }
+
+// newBluegreenObserver is for who runs the partition manager, with the rights of database.owner_url.
+func newBluegreenObserver(a *App) (*bluegreen.Observer, error) {
+	return bluegreen.NewObserver(a.owner, a.Settings.Database.Schema, a.Log.With(zap.String("part", "bluegreen")), a.Registry)
+}
