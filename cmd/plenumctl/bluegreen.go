@@ -138,15 +138,15 @@ func swapCommand(fs *flag.FlagSet, to bluegreen.Side) func(context.Context, *cal
 		if err == nil {
 			return b.print(b.stdout, s, func(w io.Writer) { printSwapped(w, s) })
 		}
-		return b.refused(err)
+		return b.refused(err, to)
 	})
 }
 
 // refused prints what stands against a swap as the command does that finds it, and returns any other error.
-func (b *bluegreenCall) refused(err error) error {
+func (b *bluegreenCall) refused(err error, to bluegreen.Side) error {
 	var different *bluegreen.DifferentError
 	var unaccepted *bluegreen.UnacceptedError
-	r := refusal{Findings: []bluegreen.Finding{}, Differences: []bluegreen.Difference{}}
+	r := refusal{to: to, Findings: []bluegreen.Finding{}, Differences: []bluegreen.Difference{}}
 	switch {
 	case errors.As(err, &different):
 		r.Differences = different.Differences

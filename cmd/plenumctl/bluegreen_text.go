@@ -23,6 +23,7 @@ func (v verified) text(w io.Writer) {
 
 // refusal is what stands against a swap.
 type refusal struct {
+	to          bluegreen.Side
 	Findings    []bluegreen.Finding    `json:"findings"`
 	Differences []bluegreen.Difference `json:"differences"`
 }
@@ -33,6 +34,9 @@ func (r refusal) text(w io.Writer) {
 	printDifferences(w, r.Differences)
 	if len(r.Findings) > 0 {
 		fmt.Fprintln(w, "Do what is said, or give the init command again with --accept and the name.")
+	}
+	if len(r.Differences) > 0 && r.to == bluegreen.Blue {
+		fmt.Fprintln(w, "If going back cannot wait for the reason: rollback --no-verify; what only the new table has is then missing from the live one until it is put in by hand.")
 	}
 }
 

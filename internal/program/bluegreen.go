@@ -2,12 +2,10 @@ package program
 
 import (
 	"context"
-	"fmt"
 
 	"go.uber.org/zap"
 
 	"plenum/pkg/bluegreen"
-	"plenum/pkg/partman"
 	"plenum/pkg/store"
 )
 
@@ -17,8 +15,8 @@ func BlueGreen(ctx context.Context, a *App, c bluegreen.Config) (*bluegreen.Migr
 	if err := store.CheckServer(ctx, a.owner, c.Schema); err != nil {
 		return nil, err
 	}
-	if err := partman.CheckSession(ctx, a.owner); err != nil {
-		return nil, fmt.Errorf("database.owner_url (or database.url, where that is not set): %w", err)
+	if err := checkOwner(ctx, a); err != nil {
+		return nil, err
 	}
 	// What it does is what the command prints.
 	c.Pool, c.Log = a.owner, a.Log.With(zap.String("part", "bluegreen")).WithOptions(zap.IncreaseLevel(zap.WarnLevel))
