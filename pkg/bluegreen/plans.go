@@ -93,11 +93,14 @@ func (x *explainer) all(ctx context.Context, statements []statement, given bool)
 		if v.refused != nil {
 			refused = append(refused, fmt.Errorf("line %d, %q: %w", s.line, shortened(s.text), v.refused))
 		}
+		if given && len(refused) == namedRefusals {
+			break // each may have taken all its time
+		}
 		list = append(list, v.list...)
 	}
 	if given && len(refused) > 0 {
-		const what = "the workload was not taken, as the active tables refuse %d of its statements: SELECT, INSERT, UPDATE, DELETE and MERGE are explained, and none is run: %w"
-		return nil, fmt.Errorf(what, len(refused), errors.Join(refused[:min(5, len(refused))]...))
+		const what = "the workload was not taken: the active tables refuse its statements (SELECT, INSERT, UPDATE, DELETE and MERGE are explained, and none is run): %w"
+		return nil, fmt.Errorf(what, errors.Join(refused...))
 	}
 	ids, err := x.ids(ctx)
 	if err != nil {
@@ -106,6 +109,9 @@ func (x *explainer) all(ctx context.Context, statements []statement, given bool)
 	seen, err := x.observed(ctx, statements)
 	return append(append(ids, list...), seen...), err
 }
+
+// namedRefusals bounds the statements that a refused workload is told of.
+const namedRefusals = 5
 
 // plansAllow refuses a swap to green by what Plans finds.
 func (m *Migration) plansAllow(ctx context.Context) error {
@@ -136,9 +142,11 @@ func (x *explainer) judge(ctx context.Context, s statement) (v verdict, err erro
 	if err != nil {
 		return v, err
 	}
-	green, err := x.onGreen(ctx, s, blue.needs)
-	if err != nil {
-		return v, err
+	var green reading
+	if blue.refused == nil || x.pairs[0].Active == Green { // else nothing is to be compared, and it may have taken long
+		if green, err = x.onGreen(ctx, s, blue.needs); err != nil {
+			return v, err
+		}
 	}
 	if v.refused = blue.refused; x.pairs[0].Active == Green {
 		v.refused = green.refused
@@ -187,6 +195,7 @@ func (x *explainer) compare(s statement, blue, green reading) (list []PlanFindin
 
 // lacking are green's leaves that are not read by an index that blue has for it: by which, and why.
 func (x *explainer) lacking(s statement, blue, green reading) (list []PlanFinding) {
+	slices.SortStableFunc(green.faults, func(a, b fault) int { return strings.Compare(a.Relation, b.Relation) })
 	for _, f := range green.faults {
 		n := slices.IndexFunc(blue.needs, func(n need) bool { return n.pair == f.pair && n.way.Column == f.Column })
 		if n < 0 || !f.lacks(blue, blue.needs[n]) {
@@ -213,7 +222,10 @@ func (x *explainer) lacking(s statement, blue, green reading) (list []PlanFindin
 
 // createIndex is the statement that makes the index on a table of green.
 func createIndex(schema, table, definition string) string {
-	return fmt.Sprintf("create index on %s %s", qualified(schema, table), strings.TrimPrefix(definition, "btree "))
+	if columns, usual := strings.CutPrefix(definition, "btree "); usual {
+		return fmt.Sprintf("create index on %s %s", qualified(schema, table), columns)
+	}
+	return fmt.Sprintf("create index on %s using %s", qualified(schema, table), definition)
 }
 
 const leavesWithoutIDSQL = `
@@ -238,7 +250,7 @@ func (x *explainer) ids(ctx context.Context) (list []PlanFinding, err error) {
 			list = append(list, PlanFinding{
 				Table: partman.FormatName(p.Schema, p.Name), Leaves: leaves, Fatal: true,
 				Missing: fmt.Sprintf("%d partitions, %s first, have no valid index on the id", len(leaves), leaves[0]),
-				Do:      createIndex(p.Schema, p.name(Green), "("+pgx.Identifier{p.ID}.Sanitize()+")"),
+				Do:      createIndex(p.Schema, p.name(Green), "btree ("+pgx.Identifier{p.ID}.Sanitize()+")"),
 			})
 		}
 	}

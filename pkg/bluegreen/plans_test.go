@@ -121,7 +121,7 @@ func TestPlansOfStatements(t *testing.T) {
 	const more = plain + `
 		alter table orders add tags jsonb;
 		create index on orders using gin (tags); create index on orders (lower(state)); create index on orders (state) where not processed;
-		create table other (id bigint primary key, at timestamptz)`
+		create table other (id bigint, at timestamptz)`
 	y := newYard(t, more)
 	y.init("orders")
 	y.sync()
@@ -234,7 +234,7 @@ func TestHostileWorkload(t *testing.T) {
 	y := newYard(t, plain+`
 		create table done (n int); create sequence counter;
 		create function act(n bigint) returns bigint language plpgsql volatile as 'begin insert into done values (n); return n; end';
-		create function pure(n bigint) returns bigint language plpgsql immutable as 'begin insert into done values (n); return n; end';
+		create function pure(n bigint) returns bigint language plpgsql immutable as 'begin return nextval(''counter''); end';
 		create function slow() returns bigint language plpgsql immutable as 'begin perform pg_sleep(1e6); return 1; end'`)
 	y.init("orders")
 	y.sync()
@@ -244,7 +244,7 @@ func TestHostileWorkload(t *testing.T) {
 		{"select 1;\n\ndrop table orders;", "line 3"},
 		{"explain analyze delete from orders", "syntax error"},
 		{"analyze orders", "syntax error"},
-		{"vacuum orders; commit; begin", "3 of its statements"},
+		{"vacuum orders; commit; begin", `line 1, "begin"`},
 		{"create table x as select * from orders", "syntax error"},
 		{"execute p", "syntax error"},
 		{"select from orders where id = pure(1)", "read-only"},
