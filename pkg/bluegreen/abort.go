@@ -74,7 +74,7 @@ func (m *Migration) forget(ctx context.Context, tx pgx.Tx, p Pair, last, abort b
 			return err
 		}
 	}
-	_, err = tx.Exec(ctx, fmt.Sprintf("drop table if exists %s, %s, %s, %s", m.own("bluegreen_stuck"), m.own("bluegreen_trigger"), m.own("bluegreen_name"), m.own("bluegreen_pair")))
+	_, err = tx.Exec(ctx, fmt.Sprintf("drop table if exists %s, %s, %s, %s, %s", m.own("bluegreen_workload"), m.own("bluegreen_stuck"), m.own("bluegreen_trigger"), m.own("bluegreen_name"), m.own("bluegreen_pair")))
 	return err
 }
 

@@ -59,6 +59,9 @@ func (m *Migration) Swap(ctx context.Context, to Side, o SwapOptions) (s Swapped
 		if s, err = m.already(ctx, to); err != nil || s.Already {
 			return s, err
 		}
+		if err := m.plansAllow(ctx); err != nil {
+			return s, err
+		}
 		if err := m.verified(ctx); err != nil {
 			return s, err
 		}

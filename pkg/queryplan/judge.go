@@ -13,7 +13,7 @@ import (
 // A Need is a column that an index has to find a table's rows by.
 type Need struct {
 	Table  string // of a partitioned table its own name; each partition in the plan must be served
-	Column string
+	Column string // or the text of an expression, as pg_get_indexdef writes it
 	// Walked takes partial indexes that lead with Column for enough, also where a scan has no condition on it: such an index holds
 	// what is looked for and little else.
 	Walked bool
@@ -82,9 +82,12 @@ func (f Fault) scan() string {
 type index struct {
 	Name    string `json:"name"`
 	Method  string `json:"method"`
-	Leading string `json:"leading"` // column; empty for an expression
+	Leading string `json:"leading"` // column, or the text of an expression
 	Valid   bool   `json:"valid"`
 	Partial bool   `json:"partial"`
+
+	Expression bool   `json:"expression"` // leads, and no column
+	Definition string `json:"definition"` // from its method on, as create index takes it after using
 }
 
 // relation is what the catalog has of a relation in a plan.
@@ -98,10 +101,11 @@ type name struct{ schema, relation string }
 // readCatalog reads what the catalog has of the scanned relations.
 func readCatalog(ctx context.Context, tx pgx.Tx, scans []Scan) (map[name]relation, error) {
 	const q = `select n.nspname, c.relname, coalesce(r.relname, c.relname), coalesce((
-			select json_agg(json_build_object('name', ic.relname, 'method', am.amname, 'leading', coalesce(a.attname, ''),
-				'valid', i.indisvalid and i.indisready, 'partial', i.indpred is not null) order by i.indisvalid desc, i.indpred is not null, ic.relname)
+			select json_agg(json_build_object('name', ic.relname, 'method', am.amname, 'leading', coalesce(a.attname, pg_catalog.pg_get_indexdef(ic.oid, 1, true)),
+				'expression', a.attname is null, 'definition', substr(d, strpos(d, ' USING ' || am.amname || ' (') + 7), 'valid', i.indisvalid and i.indisready, 'partial', i.indpred is not null) order by i.indisvalid desc, i.indpred is not null, ic.relname)
 			from pg_catalog.pg_index i join pg_catalog.pg_class ic on ic.oid = i.indexrelid join pg_catalog.pg_am am on am.oid = ic.relam
-			left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+			left join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0] and a.attnum > 0
+			cross join pg_catalog.pg_get_indexdef(ic.oid) d
 			where i.indrelid = c.oid), '[]')
 		from unnest($1::text[], $2::text[]) as w(schema, relation)
 		join pg_catalog.pg_namespace n on n.nspname = w.schema
@@ -211,7 +215,7 @@ func serves(c Condition, r relation, need Need) bool {
 	if i.Method == "brin" || i.Leading != need.Column {
 		return false
 	}
-	return c.Cond != "" && mentions(c.Cond, need.Column) || c.Cond == "" && need.Walked && i.Partial
+	return c.Cond != "" && (i.Expression || mentions(c.Cond, need.Column)) || c.Cond == "" && need.Walked && i.Partial
 }
 
 func usesBRIN(s Scan, r relation) bool {

@@ -94,6 +94,17 @@ func Indexed(ctx context.Context, tx pgx.Tx) error {
 	return nil
 }
 
+// AnyIndex is Indexed with bitmap scans, which are all that an index of a kind as GIN has. A BRIN index is chosen where nothing else is.
+func AnyIndex(ctx context.Context, tx pgx.Tx) error {
+	if err := Indexed(ctx, tx); err != nil {
+		return err
+	}
+	if _, err := tx.Exec(ctx, "set local enable_bitmapscan = on"); err != nil {
+		return fmt.Errorf("allow bitmap scans: %w", err)
+	}
+	return nil
+}
+
 // Each calls f for the node and every one below.
 func (n *Node) Each(f func(*Node)) {
 	f(n)
