@@ -6,6 +6,8 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
+	"slices"
 	"time"
 
 	"plenum/internal/program"
@@ -109,14 +111,48 @@ func (b *bluegreenCall) found(v any, text func(io.Writer), open bool) error {
 
 func setupBluegreenVerify(fs *flag.FlagSet) func(context.Context, *call) error {
 	var b bluegreenCall
+	file := fs.String("workload", "", "a `file` with the application's statements, each with sample values and a semicolon: they are explained on both sides, never run, and remembered for swap; - for standard input")
 	return bluegreenCommand(&b, fs, nil, func(ctx context.Context) error {
+		workload, err := b.workload(*file)
+		if err != nil {
+			return err
+		}
+		plans, err := b.migration.Plans(ctx, workload) // first: it is quick, and says what is wrong with the file
+		if err != nil {
+			return err
+		}
 		differences, err := b.migration.Verify(ctx)
 		if err != nil {
 			return err
 		}
-		report := verified{Differences: append([]bluegreen.Difference{}, differences...)}
-		return b.found(report, report.text, len(differences) > 0)
+		report := verified{append([]bluegreen.Difference{}, differences...), append([]bluegreen.PlanFinding{}, plans...)}
+		fatal := slices.ContainsFunc(plans, func(f bluegreen.PlanFinding) bool { return f.Fatal })
+		return b.found(report, report.text, len(differences) > 0 || fatal)
 	})
+}
+
+// workloadBytes is above what a workload may have: the error is that of who reads it.
+const workloadBytes = 2 << 20
+
+// workload returns what --workload names, nil where it was not given.
+func (b *bluegreenCall) workload(name string) ([]byte, error) {
+	if name == "" {
+		return nil, nil
+	}
+	in := b.stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, program.Usagef("--workload: %w", err)
+		}
+		defer func() { _ = f.Close() }() // it was only read
+		in = f
+	}
+	text, err := io.ReadAll(io.LimitReader(in, workloadBytes))
+	if err != nil {
+		return nil, program.Usagef("--workload: read %q: %w", name, err)
+	}
+	return text, nil
 }
 
 func setupBluegreenSwap(fs *flag.FlagSet) func(context.Context, *call) error {
@@ -130,7 +166,7 @@ func setupBluegreenRollback(fs *flag.FlagSet) func(context.Context, *call) error
 func swapCommand(fs *flag.FlagSet, to bluegreen.Side) func(context.Context, *call) error {
 	var b bluegreenCall
 	var o bluegreen.SwapOptions
-	fs.BoolVar(&o.SkipVerify, "no-verify", false, "do not compare both sides first")
+	fs.BoolVar(&o.SkipVerify, "no-verify", false, "look neither at both sides' rows nor at the plans first")
 	fs.DurationVar(&b.config.Budget, "budget", time.Second, "for how long others may be held up, by all tries together")
 	check := func() error { return between("budget", b.config.Budget, time.Millisecond, time.Minute) }
 	return bluegreenCommand(&b, fs, check, func(ctx context.Context) error {
@@ -146,10 +182,13 @@ func swapCommand(fs *flag.FlagSet, to bluegreen.Side) func(context.Context, *cal
 func (b *bluegreenCall) refused(err error, to bluegreen.Side) error {
 	var different *bluegreen.DifferentError
 	var unaccepted *bluegreen.UnacceptedError
-	r := refusal{to: to, Findings: []bluegreen.Finding{}, Differences: []bluegreen.Difference{}}
+	var plans *bluegreen.PlanError
+	r := refusal{to: to, Findings: []bluegreen.Finding{}, verified: verified{[]bluegreen.Difference{}, []bluegreen.PlanFinding{}}}
 	switch {
 	case errors.As(err, &different):
 		r.Differences = different.Differences
+	case errors.As(err, &plans):
+		r.Plans = plans.Findings
 	case errors.As(err, &unaccepted):
 		r.Findings = unaccepted.Findings
 	default:

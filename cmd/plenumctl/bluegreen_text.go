@@ -11,7 +11,8 @@ import (
 
 // verified is what bluegreen verify reports.
 type verified struct {
-	Differences []bluegreen.Difference `json:"differences"`
+	Differences []bluegreen.Difference  `json:"differences"`
+	Plans       []bluegreen.PlanFinding `json:"plans"`
 }
 
 func (v verified) text(w io.Writer) {
@@ -19,24 +20,54 @@ func (v verified) text(w io.Writer) {
 		fmt.Fprintln(w, "both sides have the same rows")
 	}
 	printDifferences(w, v.Differences)
+	if len(v.Plans) == 0 {
+		fmt.Fprintln(w, "the statements find their indexes on both sides")
+	}
+	printPlanFindings(w, v.Plans)
 }
 
 // refusal is what stands against a swap.
 type refusal struct {
-	to          bluegreen.Side
-	Findings    []bluegreen.Finding    `json:"findings"`
-	Differences []bluegreen.Difference `json:"differences"`
+	to       bluegreen.Side
+	Findings []bluegreen.Finding `json:"findings"`
+	verified
 }
 
 func (r refusal) text(w io.Writer) {
 	fmt.Fprintln(w, "refused, and nothing is changed:")
 	printFindings(w, r.Findings)
 	printDifferences(w, r.Differences)
+	printPlanFindings(w, r.Plans)
 	if len(r.Findings) > 0 {
 		fmt.Fprintln(w, "Do what is said, or give the init command again with --accept and the name.")
 	}
 	if len(r.Differences) > 0 && r.to == bluegreen.Blue {
 		fmt.Fprintln(w, "If going back cannot wait for the reason: rollback --no-verify; what only the new table has is then missing from the live one until it is put in by hand.")
+	}
+}
+
+// leavesShown bounds the partitions that are named of one finding.
+const leavesShown = 3
+
+func printPlanFindings(w io.Writer, list []bluegreen.PlanFinding) {
+	for _, f := range list {
+		mark := "plans"
+		if f.Fatal {
+			mark = "plans, stops a swap"
+		}
+		if f.Table != "" {
+			mark += ", " + f.Table
+		}
+		fmt.Fprintf(w, "%s: %s\n", plain(mark), plain(f.Missing))
+		if f.Statement != "" {
+			fmt.Fprintf(w, "    %s\n", brief(strings.Join(strings.Fields(f.Statement), " "), 200))
+		}
+		if n := len(f.Leaves); n > leavesShown {
+			fmt.Fprintf(w, "    in %s and %d more\n", plain(strings.Join(f.Leaves[:leavesShown], ", ")), n-leavesShown)
+		} else if n > 0 {
+			fmt.Fprintf(w, "    in %s\n", plain(strings.Join(f.Leaves, ", ")))
+		}
+		fmt.Fprintf(w, "    %s\n", plain(f.Do))
 	}
 }
 

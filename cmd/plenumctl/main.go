@@ -75,7 +75,7 @@ func commands() []command {
 		{"partitions release", "DAY", "end every hold on a day: what is past its retention goes", setupRelease},
 		{"bluegreen init", "", "build a table partitioned by day beside each live one, and capture what is written from then on; exit code 3 while something that was found is not accepted", setupBluegreenInit},
 		{"bluegreen sync", "", "copy what is not copied yet and bring the passive tables up to date; goes on where it was stopped", setupBluegreenSync},
-		{"bluegreen verify", "", "compare both sides day by day; exit code 3 if they differ", setupBluegreenVerify},
+		{"bluegreen verify", "", "compare both sides day by day, and how they serve the application's statements; exit code 3 if they differ", setupBluegreenVerify},
 		{"bluegreen swap", "", "make the new tables the live ones; exit code 3 while something stands against it", setupBluegreenSwap},
 		{"bluegreen rollback", "", "make the old tables the live ones again; exit code 3 if both sides differ", setupBluegreenRollback},
 		{"bluegreen status", "", "show where the migration stands, what can be done next, and what going back would cost", setupBluegreenStatus},

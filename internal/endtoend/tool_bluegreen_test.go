@@ -3,6 +3,7 @@ package endtoend
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -45,7 +46,8 @@ func TestToolBluegreen(t *testing.T) {
 	s.exec("update orders set processed = true where id <= 3")
 	expect(0, "3 entries", "bluegreen", "status")
 	expect(0, "0 log entries left", "bluegreen", "sync", "--rate", "100000", "--max-replica-lag", "10s")
-	expect(0, "both sides have the same rows", "bluegreen", "verify")
+	expect(0, "both sides have the same rows\nthe statements find their indexes on both sides", "bluegreen", "verify")
+	s.storyReplayed(expect)
 
 	const byHand = "begin; set local plenum_bluegreen.applying = on; update orders_new set processed = not processed where id = 5; commit"
 	s.exec(byHand)
@@ -80,6 +82,41 @@ func TestToolBluegreen(t *testing.T) {
 		t.Errorf("%d rows, want 1001", n)
 	}
 	expect(0, "orders", "partitions", "list", "--table", "orders")
+}
+
+// storyReplayed drops the new table's index on id by hand: the application's batch update would scan each day.
+func (s *system) storyReplayed(expect func(int, string, ...string) string) {
+	s.t.Helper()
+	const update = "update orders set processed = true where id = any('{7,8,9}')"
+	file := filepath.Join(s.t.TempDir(), "workload.sql")
+	write := func(sql string) {
+		s.t.Helper()
+		if err := os.WriteFile(file, []byte(sql), 0o600); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+	expect(2, "no such file", "bluegreen", "verify", "--workload", file)
+	write("update orders set processed = true where id = any($1);")
+	expect(1, "parameter $1 has no value", "bluegreen", "verify", "--workload", file)
+	write(strings.Repeat("-- a long file\n", 1<<18))
+	expect(1, "the workload has ", "bluegreen", "verify", "--workload", file)
+	write("-- the batch\n" + update + ";\nselect count(*) from orders;\n")
+	expect(0, "both sides have the same rows", "bluegreen", "verify", "--workload", file)
+	var index string
+	err := s.query(`select indexrelid::regclass::text from pg_index x join pg_attribute a on a.attrelid = x.indrelid and a.attnum = x.indkey[0]
+		where x.indrelid = 'orders_new'::regclass and a.attname = 'id'`, nil, &index)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.exec("drop index " + index)
+	for _, command := range []string{"verify", "swap"} { // remembered from the file
+		out := expect(3, "plans, stops a swap, public.orders", "bluegreen", command)
+		if !strings.Contains(out, update) || !strings.Contains(out, "create index") {
+			s.t.Errorf("%s names neither the statement nor the index to make:\n%s", command, out)
+		}
+	}
+	s.exec("create index " + index + " on orders_new (id)")
+	expect(0, "plans, public.orders: both sides are read whole", "bluegreen", "verify")
 }
 
 // TestToolBluegreenFindings: what cannot carry over has exit code 3 until it is accepted, and abort leaves nothing.
