@@ -34,11 +34,12 @@ type proxy struct {
 	changed            chan struct{} // closed at each change of the flows
 	trap               *trap         // nil: none is set
 
-	accepted, publishes, again atomic.Int64
+	accepted, publishes, again, messages, commits atomic.Int64
 }
 
 // trap is a fault at a point of the conversation.
 type trap struct {
+	since  event // that has to pass first; 0: none
 	at     event
 	after  int           // events that pass before
 	then   func()        // what happens at the event, before anything else is forwarded
@@ -105,10 +106,17 @@ func (p *proxy) cut() {
 
 // arm sets a trap in place of the one that is set.
 func (p *proxy) arm(at event, after int, then func()) *trap {
+	return p.lay(&trap{at: at, after: after, then: then})
+}
+
+// lay sets a trap in place of the one that is set; nil takes that away.
+func (p *proxy) lay(next *trap) *trap {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.trap = &trap{at: at, after: after, then: then, sprung: make(chan struct{})}
-	return p.trap
+	if p.trap = next; next != nil {
+		next.sprung = make(chan struct{})
+	}
+	return next
 }
 
 // step returns the trap that the event springs, or nil.
@@ -118,11 +126,18 @@ func (p *proxy) step(e event) *trap {
 		p.publishes.Add(1)
 	case publishedAgain:
 		p.again.Add(1)
+	case messageSent, alterAsked, commitAsked:
+		p.messages.Add(1)
+	case commitDone:
+		p.commits.Add(1)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	trap := p.trap
-	if trap == nil || trap.at != e {
+	if trap != nil && trap.since == e {
+		trap.since = 0
+	}
+	if trap == nil || trap.since != 0 || trap.at != e {
 		return nil
 	}
 	if trap.after > 0 {

@@ -13,6 +13,8 @@ const (
 	commitDone                      // PostgreSQL to client: COMMIT has succeeded
 	publishSent                     // broker to client: a PUBLISH
 	publishedAgain                  // broker to client: a PUBLISH with DUP
+	alterAsked                      // client to PostgreSQL: a simple query that begins with "alter t"
+	messageSent                     // client to PostgreSQL: any other message, where all are asked for
 )
 
 // framer follows one direction of a connection. It calls found for each message of interest, with the bytes of the chunk
@@ -25,6 +27,7 @@ type framer interface {
 // message has no type byte. There is no TLS.
 type postgresFramer struct {
 	client bool
+	all    bool   // each message of a client is an event
 	typed  bool   // what comes has a type byte
 	head   []byte // type and length, and the first bytes of the rest
 	left   int    // bytes of the message that are still to come; below 0: its length is not known yet
@@ -74,6 +77,10 @@ func (f *postgresFramer) event() event {
 		return commitAsked
 	case !f.client && string(f.head) == "C\x00\x00\x00\x0bCOMMIT\x00":
 		return commitDone
+	case f.client && len(f.head) > 5 && f.head[0] == 'Q' && string(f.head[5:]) == "alter t":
+		return alterAsked
+	case f.client && f.all:
+		return messageSent
 	}
 	return 0
 }
@@ -134,6 +141,7 @@ func TestFramers(t *testing.T) {
 	const (
 		startup  = "\x00\x00\x00\x10\x00\x03\x00\x00user\x00x\x00\x00"
 		begin    = "Q\x00\x00\x00\x0abegin\x00"
+		alter    = "Q\x00\x00\x00\x14alter table t\x00\x00\x00"
 		commit   = "Q\x00\x00\x00\x0bcommit\x00"
 		decoy    = "Q\x00\x00\x00\x16Q\x00\x00\x00\x0bcommit\x00abcdef"
 		done     = "C\x00\x00\x00\x0bCOMMIT\x00"
@@ -152,6 +160,8 @@ func TestFramers(t *testing.T) {
 		want   map[event]int
 	}{
 		{"client", startup + begin + decoy + commit + commit, func() framer { return newPostgresFramer(true) }, map[event]int{commitAsked: 2}},
+		{"all of a client", startup + begin + alter + commit, func() framer { return &postgresFramer{client: true, all: true, left: -1} },
+			map[event]int{commitAsked: 1, alterAsked: 1, messageSent: 2}},
 		{"server", ready + row + done + rollback + done + ready, func() framer { return newPostgresFramer(false) }, map[event]int{commitDone: 2}},
 		{"broker", connack + publish + long + again + connack, func() framer { return new(mqttFramer) }, map[event]int{publishSent: 3, publishedAgain: 1}},
 	} {
