@@ -24,7 +24,7 @@ func TestBlueGreen(t *testing.T) {
 	t.Parallel()
 	rows, cycles := sized(20_000, 2_000_000), sized(6, 100)
 	b := newBlueGreen(t, rand.Uint64(), rows)
-	writers := b.startWriters(sized(2, 4))
+	writers := b.startWriters(2)
 	b.survive("the new tables are built", b.randomFault(40), "init", "--table", "orders", "--table", "orders_archive", "--key", "at", "--id", "id")
 	b.survive("log entries left", b.randomFault(60), "sync")
 	b.partitionsRun().awaitReady()
@@ -75,11 +75,8 @@ type blueGreen struct {
 
 func newBlueGreen(t *testing.T, seed uint64, rows int) *blueGreen {
 	t.Helper()
-	t.Logf("seed %d", seed)
-	b := &blueGreen{system: newSystem(t), random: rand.New(rand.NewPCG(seed, 0)), rows: rows, refused: map[string]int{}}
-	b.database = newProxy(t, b.role("owner"), func() (framer, framer) {
-		return &postgresFramer{client: true, all: true, left: -1}, newPostgresFramer(false)
-	})
+	b := newBlueGreenOn(t, newSystem(t), seed)
+	b.rows = rows
 	b.exec("create sequence orders_id_seq")
 	for table, first := range map[string]int{"orders": 0, "orders_archive": -rows} { // a row is archived with its id
 		b.exec(fmt.Sprintf(`create table %[1]s (id bigint primary key, at timestamptz not null, state text not null, processed boolean not null default false);
@@ -88,6 +85,17 @@ func newBlueGreen(t *testing.T, seed uint64, rows int) *blueGreen {
 			create table mirror_of_%[1]s (like %[1]s including all); insert into mirror_of_%[1]s select * from %[1]s;
 			analyze %[1]s, mirror_of_%[1]s`, table, first, first+rows-1))
 	}
+	return b
+}
+
+// newBlueGreenOn has plenumctl reach the database by way of a proxy.
+func newBlueGreenOn(t *testing.T, s *system, seed uint64) *blueGreen {
+	t.Helper()
+	t.Logf("seed %d", seed)
+	b := &blueGreen{system: s, random: rand.New(rand.NewPCG(seed, 0)), refused: map[string]int{}}
+	b.database = newProxy(t, b.role("owner"), func() (framer, framer) {
+		return &postgresFramer{client: true, all: true, left: -1}, newPostgresFramer(false)
+	})
 	return b
 }
 
@@ -220,14 +228,15 @@ func (b *blueGreen) cycle(n int) {
 	}
 }
 
-// active is the side that has the name.
+// active is the side that has the names, all of them.
 func (b *blueGreen) active() string {
 	b.t.Helper()
-	kinds := list[struct{ Kind string }](b.system, "select distinct relkind::text from pg_class where relname in ('orders', 'orders_archive')")
-	if len(kinds) != 1 {
-		b.t.Fatalf("the live tables are of kinds %v", kinds)
+	sides := list[struct{ Side string }](b.system, `select distinct case when c.oid = p.blue then 'blue' else 'green' end from bluegreen_pair p
+		join pg_class c on c.relname = p.table_name and c.oid in (p.blue, p.green)`)
+	if len(sides) != 1 {
+		b.t.Fatalf("the live tables are of sides %v", sides)
 	}
-	return map[string]string{"r": "blue", "p": "green"}[kinds[0].Kind]
+	return sides[0].Side
 }
 
 // same finds two tables the same in one snapshot, in which a transaction of the writers is in both or in none.

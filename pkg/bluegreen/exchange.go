@@ -22,7 +22,7 @@ func (m *Migration) exchange(ctx context.Context, h *hold, pairs []Pair) (draine
 			name string
 			do   func(ctx context.Context, tx pgx.Tx, p Pair, to Side) error
 		}{
-			{"renamed tables", renameTables},
+			{"renamed tables", renaming},
 			{"renamed names", m.renameNames},
 			{"set triggers", m.setTriggers},
 			{"gave sequences", giveSequences},

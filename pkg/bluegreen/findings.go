@@ -42,7 +42,7 @@ select distinct kind, name from (
 	select case v.relkind when 'v' then 'view' when 'm' then 'matview' else 'rule' end,
 	       case when v.relkind in ('v', 'm') then '' else r.rulename || ' of ' end || (pg_identify_object('pg_class'::regclass, v.oid, 0)).identity
 	  from b join pg_depend d on d.refclassid = 'pg_class'::regclass and d.refobjid = b.oid and d.classid = 'pg_rewrite'::regclass
-	  join pg_rewrite r on r.oid = d.objid join pg_class v on v.oid = r.ev_class where v.oid <> b.oid
+	  join pg_rewrite r on r.oid = d.objid join pg_class v on v.oid = r.ev_class where v.oid <> b.oid and not (` + followsSQL + `)
 	 union all
 	select 'rule', r.rulename from b join pg_rewrite r on r.ev_class = b.oid
 	 union all
@@ -74,7 +74,7 @@ select distinct kind, name from (
 
 // words say what a kind means, given the object and the table, and what to do.
 var words = map[string][2]string{
-	"view":           {"view %s reads the old table, also after a swap", "after the swap create it again: create or replace view %[1]s as …"},
+	"view":           {"view %s reads the old table, also after a swap: another role's, or one with the table's row in a column", "after the swap create it again: create or replace view %[1]s as …"},
 	"matview":        {"materialized view %s reads the old table, also after a swap", "after the swap drop it and create it again"},
 	"rule":           {"rule %s is not on the new table, or refers to the old one", "make a trigger of it, or after the swap create it again"},
 	"function":       {"function %s is bound to the old table or its row type", "after the swap create it again with create or replace function"},

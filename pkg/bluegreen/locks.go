@@ -95,6 +95,9 @@ func (h *hold) take(ctx context.Context, pairs []Pair) error {
 		return err
 	}
 	h.from = time.Now()
+	if err := lockViews(ctx, h.tx, pairs); err != nil {
+		return fmt.Errorf("lock the views: %w", err)
+	}
 	if _, err := h.tx.Exec(ctx, "lock table "+strings.Join(active, ", ")+" in access exclusive mode"); err != nil {
 		return fmt.Errorf("lock %s: %w", strings.Join(active, ", "), err)
 	}
