@@ -139,7 +139,7 @@ func TestPlansOfStatements(t *testing.T) {
 		{"a merge", "", "merge into orders using other on orders.id = other.id when matched then update set state = 'x'", false, nil},
 		{"a merge with an alias", "", "merge into public.orders as o using other on o.id = other.id when not matched then do nothing", false, nil},
 		{"read whole", "", "select count(*) from orders where state = 'x'", false, []string{"read whole"}},
-		{"on conflict", "", "insert into orders (id, at) values (1, now()) on conflict (id) do nothing", true, []string{"the new table refuses it", "ON CONFLICT"}},
+		{"on conflict", "", "insert into orders (id, at) values (1, now()) on conflict (id) do nothing", true, []string{"cannot be explained with the new table", "ON CONFLICT"}},
 		{"ONLY", "", "update only public.orders set state = 'x' where id = 1", true, []string{"ONLY"}},
 		{"another table", "", "select from other where id = 1", false, []string{"no table of the migration"}},
 		{"a view", "", "select from seen where id = 1", false, []string{"through a view"}},
@@ -302,4 +302,27 @@ func TestPlansNeedARight(t *testing.T) {
 	if _, err := y.m.Plans(y.ctx, []byte(batch)); err == nil || !strings.Contains(err.Error(), "grant temporary on database") {
 		t.Errorf("plans without the right: %v", err)
 	}
+}
+
+// A lock in the way is nobody's fault: nothing is told of the statement, and what was remembered stays.
+func TestPlansBehindALock(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.plans(batch)
+	tx, err := y.pool.Begin(y.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(y.ctx, "lock table orders in access exclusive mode"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := y.m.Plans(y.ctx, []byte("select from orders")); err == nil || !strings.Contains(err.Error(), "lock timeout") || strings.Contains(err.Error(), "not taken") {
+		t.Errorf("plans: %v", err)
+	}
+	if err := tx.Rollback(y.ctx); err != nil {
+		t.Fatal(err)
+	}
+	y.is("1", "select count(*) from bluegreen_workload where statement like 'update%'")
 }

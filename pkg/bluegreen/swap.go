@@ -13,7 +13,7 @@ import (
 
 // SwapOptions say what a swap may leave out.
 type SwapOptions struct {
-	// SkipVerify swaps without a comparison of both sides, which reads both. A rollback never makes one: it is to take seconds.
+	// SkipVerify swaps without a comparison of both sides, which reads both, and of plans. A rollback never makes one: it is to take seconds.
 	SkipVerify bool
 }
 

@@ -288,3 +288,49 @@ func TestThousands(t *testing.T) {
 		}
 	}
 }
+
+func TestWays(t *testing.T) {
+	b := newBench(t, "create index on event (lower(kind)); create index on event (kind) where not processed; create index on event using gin ((array[kind]));"+
+		"create table small (id bigint primary key); insert into small select generate_series(1, 3); analyze small")
+	for _, c := range []struct {
+		sql  string
+		any  bool
+		want queryplan.Way
+	}{
+		{"select from event_p1 where id = 1", false, queryplan.Way{Column: "id", Definition: "btree (id)", Found: true}},
+		{"select from event_p1 where lower(kind) = 'x'", false, queryplan.Way{Column: "lower(kind)", Definition: "btree (lower(kind))", Found: true}},
+		{"select * from event_p1 where not processed and kind = 'k1' limit 1", true, queryplan.Way{Column: "kind", Definition: "btree (kind) WHERE (NOT processed)", Partial: true, Found: true}},
+		{"select from event_p1 where array[kind] @> '{x}'", true, queryplan.Way{Column: "(ARRAY[kind])", Definition: "gin ((ARRAY[kind]))", Found: true}},
+		{"select from event_p1 where at < '2026-06-01 01:00+00'", true, queryplan.Way{Column: "at", Definition: "brin (at)", BRIN: true, Found: true}},
+		{"select * from event_p1 order by id limit 1", false, queryplan.Way{Column: "id", Definition: "btree (id)"}},
+		{"select from small where id = 1", false, queryplan.Way{}},
+		{"select from small where id = 1", true, queryplan.Way{Column: "id", Definition: "btree (id)", Found: true}},
+		{"select * from event_p1 where kind <> 'x'", false, queryplan.Way{}},
+	} {
+		b.exec("savepoint before")
+		if c.any {
+			if err := queryplan.AnyIndex(b.ctx, b.tx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ways, err := queryplan.Ways(b.ctx, b.tx, b.explain(false, c.sql))
+		if err != nil || len(ways) != 1 {
+			t.Errorf("%s: %+v, %v", c.sql, ways, err)
+			continue
+		}
+		got := ways[0]
+		if (got.Index == "") != (c.want.Column == "") || got.Schema != "public" {
+			t.Errorf("%s: %+v", c.sql, got)
+		}
+		got.Schema, got.Relation, got.Index = "", "", ""
+		if got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.sql, got, c.want)
+		}
+		b.exec("rollback to before")
+	}
+	b.exec("drop index event_lower_idx")
+	faults := b.faults(b.explain(false, "select from event where lower(kind) = 'x'"), queryplan.Need{Table: "event", Column: "lower(kind)"})
+	if len(faults) != 3 || !strings.Contains(faults[0], "no index on lower(kind)") {
+		t.Errorf("faults %q", faults)
+	}
+}
