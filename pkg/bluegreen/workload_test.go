@@ -62,7 +62,7 @@ func TestMoved(t *testing.T) {
 
 // What was split is in the file, in its order, and is one statement when it is split again.
 func FuzzParseWorkload(f *testing.F) {
-	for _, seed := range []string{"select 1; select 2", `e'\'';"a;"`, "$a$;$a$ /* /* */ */ -- x\n;", "a[b:c]; $1", "'", "\\d", "1;;é;$é"} {
+	for _, seed := range []string{"select 1; select 2", `e'\'';"a;"`, "$a$;$a$ /* /* */ */ -- x\n;", "a[b:c]; $1", "'", "\\d", "1;;é;$é", "[;:1"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, file string) {
