@@ -15,6 +15,7 @@ import (
 // The documented metrics with their labels, histograms with the suffixes in use. A name that isn't here is no promise
 // of the daemons, and nothing that somebody's night may hang on.
 var documented = map[string][]string{
+	"plenum_bluegreen_pending_rows":                nil,
 	"plenum_build_info":                            nil,
 	"plenum_feed_consumer_lag_batches":             {"consumer"},
 	"plenum_feed_consumer_lag_seconds":             {"consumer"},
@@ -37,6 +38,7 @@ var documented = map[string][]string{
 	"plenum_partition_blocker_query_age_seconds":   {"action", "table"},
 	"plenum_partition_index_drift":                 {"table"},
 	"plenum_partition_retire_blocked":              {"reason", "table"},
+	"plenum_partition_retention_paused_seconds":    {"table"},
 	"plenum_partition_runway_seconds":              {"table"},
 	"plenum_partitions":                            {"table"},
 	"plenum_push_deliveries_total":                 {"consumer", "result"},

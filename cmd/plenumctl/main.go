@@ -1,5 +1,5 @@
 // Command plenumctl is Plenum's tool for people: the demo, simulated devices, and a look at and a hand on the
-// database's schema and partitions, the quarantine, the dead letters and the sessions at the broker.
+// database's schema and partitions, a live table's way to partitions, the quarantine, the dead letters and the sessions at the broker.
 package main
 
 import (
@@ -73,6 +73,14 @@ func commands() []command {
 		{"partitions check", "", "report what is not as it should be; exit code 3 if there is something", partitionsCommand(checkPartitions)},
 		{"partitions hold", "DAY", "keep a UTC day, or an hour of one, whatever its age, until it is released", setupHold},
 		{"partitions release", "DAY", "end every hold on a day: what is past its retention goes", setupRelease},
+		{"bluegreen init", "", "build a table partitioned by day beside each live one, and capture what is written from then on; exit code 3 while something that was found is not accepted", setupBluegreenInit},
+		{"bluegreen sync", "", "copy what is not copied yet and bring the passive tables up to date; goes on where it was stopped", setupBluegreenSync},
+		{"bluegreen verify", "", "compare both sides day by day, and how they serve the application's statements; exit code 3 if they differ", setupBluegreenVerify},
+		{"bluegreen swap", "", "make the new tables the live ones; exit code 3 while something stands against it", setupBluegreenSwap},
+		{"bluegreen rollback", "", "make the old tables the live ones again; exit code 3 if both sides differ", setupBluegreenRollback},
+		{"bluegreen status", "", "show where the migration stands, what can be done next, and what going back would cost", setupBluegreenStatus},
+		{"bluegreen finish", "", "end the capture with the new tables live: from then on there is no way back", setupBluegreenFinish},
+		{"bluegreen abort", "", "take away all that init made, with the old tables live", setupBluegreenAbort},
 	}
 }
 

@@ -102,8 +102,20 @@ func listPartitions(ctx context.Context, p *partitionsCall) error {
 			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", p.name(l.Schema, l.Table), l.Partition, start, end, l.State, rows, bytes(l.Bytes),
 				heldBy(l.Held), blockers(l.BlockedBy))
 		}
+		p.printPaused(w, listed)
 	})
 	return errors.Join(fault, err)
+}
+
+// printPaused has a line for each table of which nothing retires. It is of the table, so no column has it.
+func (p *partitionsCall) printPaused(w io.Writer, listed []partman.Listed) {
+	var said []string
+	for _, l := range listed {
+		if name := p.name(l.Schema, l.Table); l.Paused != nil && !slices.Contains(said, name) {
+			said = append(said, name)
+			fmt.Fprintf(w, "%s: %s\n", name, plain(l.Paused.String()))
+		}
+	}
 }
 
 // names are the tables of --table, as the manager takes them; none is all.

@@ -31,7 +31,7 @@ var allowed = map[string][]string{
 
 	"plenum/internal/program": { // the wiring
 		"plenum/pkg/telemetry", "plenum/pkg/mqtt", "plenum/pkg/ingest", "plenum/pkg/store", "plenum/pkg/partman",
-		"plenum/pkg/syncjob", "plenum/pkg/feed", "plenum/pkg/feed/kafka", "plenum/pkg/feed/webhook", "plenum/pkg/queryplan", "plenum/pkg/httpapi",
+		"plenum/pkg/syncjob", "plenum/pkg/feed", "plenum/pkg/feed/kafka", "plenum/pkg/feed/webhook", "plenum/pkg/queryplan", "plenum/pkg/bluegreen", "plenum/pkg/httpapi",
 	},
 	"plenum/internal/devenv":         {"plenum/pkg/telemetry"},
 	"plenum/internal/devenv/devtest": {"plenum/internal/devenv"},
@@ -40,7 +40,7 @@ var allowed = map[string][]string{
 
 	"plenum/cmd/ingest":           {"plenum/internal/program"},
 	"plenum/cmd/syncjob":          {"plenum/internal/program"},
-	"plenum/cmd/plenumctl":        {"plenum/internal/program", "plenum/internal/devenv", "plenum/pkg/feed", "plenum/pkg/partman", "plenum/pkg/store", "plenum/pkg/telemetry"},
+	"plenum/cmd/plenumctl":        {"plenum/internal/program", "plenum/internal/devenv", "plenum/pkg/bluegreen", "plenum/pkg/feed", "plenum/pkg/partman", "plenum/pkg/store", "plenum/pkg/telemetry"},
 	"plenum/deploy":               {},
 	"plenum/deploy/docker/readyz": {},
 	"plenum/bench":                {"plenum/internal/devenv"},

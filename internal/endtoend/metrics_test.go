@@ -47,6 +47,7 @@ var contractMetrics = map[string]string{
 	"plenum_feed_consumer_lag_batches": "consumer", "plenum_feed_consumer_lag_seconds": "consumer",
 	"plenum_partition_runway_seconds": "table", "plenum_partitions": "table", "plenum_partition_actions_total": "action",
 	"plenum_partition_index_drift": "table", "plenum_partition_retire_blocked": "reason",
+	"plenum_bluegreen_pending_rows": "",
 }
 
 // watch scrapes the daemons and keeps every series name, and name with label, that was ever above zero.
@@ -88,6 +89,9 @@ func TestMetrics(t *testing.T) {
 	}
 	until([]string{"plenum_partition_retire_blocked reason", "plenum_partition_index_drift table"}, ingest)
 
+	s.legacy(10)
+	s.expect()(0, "the new tables are built", initOrders...)
+	s.exec("update orders set processed = true")
 	held := s.hold(`lock table telemetry in access exclusive mode`)
 	s.publish("telemetry/cmp-1", append(generated(300), "no JSON"))
 	until([]string{"plenum_ingest_unacked_messages"}, ingest)

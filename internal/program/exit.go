@@ -13,6 +13,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 
+	"plenum/pkg/bluegreen"
 	"plenum/pkg/partman"
 	"plenum/pkg/store"
 )
@@ -40,7 +41,7 @@ func ExitCode(err error) int {
 	switch {
 	case err == nil:
 		return ExitDone
-	case errors.As(err, &held), errors.Is(err, partman.ErrBusy), errors.Is(err, ErrHeld):
+	case errors.As(err, &held), errors.Is(err, partman.ErrBusy), errors.Is(err, bluegreen.ErrBusy), errors.Is(err, ErrHeld):
 		return ExitHeld
 	case errors.As(err, &usage), errors.As(err, &setup), errors.Is(err, partman.ErrPooler):
 		return ExitUsage

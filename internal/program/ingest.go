@@ -13,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.uber.org/zap"
 
+	"plenum/pkg/bluegreen"
 	"plenum/pkg/httpapi"
 	"plenum/pkg/ingest"
 	"plenum/pkg/mqtt"
@@ -129,6 +130,7 @@ type path struct {
 	quarantine *store.Quarantine
 	account    *account
 	plans      *planGuard
+	bluegreen  *bluegreen.Observer
 	drain      time.Duration
 	lost       atomic.Pointer[string] // since when and why the session that holds the client ids is gone; nil while it lives
 }
@@ -151,9 +153,13 @@ func newPath(a *App, manager *partman.Manager, plans *planGuard) (*path, error) 
 	if err != nil {
 		return nil, &UsageError{err}
 	}
+	migration, err := newBluegreenObserver(a)
+	if err != nil {
+		return nil, err
+	}
 	p := &path{
 		client: client, pipeline: pipeline, manager: manager, schema: s.Database.Schema, quarantine: quarantine, drain: s.Ingest.DrainTimeout,
-		account: newAccount(a.pool, s.MQTT.ClientID, a.Registry), plans: plans,
+		account: newAccount(a.pool, s.MQTT.ClientID, a.Registry), plans: plans, bluegreen: migration,
 	}
 	a.Health.Add(p.checkMQTT)
 	a.Health.Add(p.checkStore)
@@ -177,6 +183,7 @@ func (p *path) run(ctx context.Context, a *App, lock *store.NameLock) error {
 	parts.Go(func() { _ = p.manager.Run(managing) })
 	parts.Go(func() { p.measure(managing, a) })
 	parts.Go(func() { p.plans.run(managing) })
+	parts.Go(func() { p.bluegreen.Run(managing) })
 	storing.Go(func() { _ = p.pipeline.Run(work) })
 	parts.Go(func() {
 		if err := p.guardLock(managing, a, lock); err != nil { // until the broker is left

@@ -50,7 +50,7 @@ func TestMetrics(t *testing.T) {
 		"plenum_build_info", "plenum_mqtt_messages_received_total", "plenum_mqtt_connected", "plenum_ingest_rows_total",
 		"plenum_ingest_unacked_messages", "plenum_ingest_batch_rows", "plenum_ingest_commit_duration_seconds", "plenum_ingest_ack_delay_seconds",
 		"plenum_sync_rows_processed_total", "plenum_sync_batch_duration_seconds", "plenum_sync_pending_batches",
-		"plenum_sync_set_aside_batches", "plenum_sync_lag_seconds", "plenum_plan_findings",
+		"plenum_sync_set_aside_batches", "plenum_sync_lag_seconds", "plenum_plan_findings", "plenum_bluegreen_pending_rows",
 	} {
 		if !names[want] {
 			t.Errorf("there is no %s", want)

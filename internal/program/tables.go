@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
@@ -107,6 +108,10 @@ func KeepPartitions(ctx context.Context, a *App) error {
 	if err != nil {
 		return err
 	}
+	migration, err := newBluegreenObserver(a)
+	if err != nil {
+		return err
+	}
 	err = a.retry(ctx, "database", "prepare the database", func(ctx context.Context) error {
 		version, err := ownersSchema(ctx, a)
 		if err == nil && version.Database > 0 {
@@ -122,5 +127,8 @@ func KeepPartitions(ctx context.Context, a *App) error {
 	}
 	a.Health.Add(func(context.Context) []httpapi.Finding { return partitionFindings(manager, a.Settings.Database.Schema) })
 	begun()
+	var beside sync.WaitGroup
+	beside.Go(func() { migration.Run(ctx) })
+	defer beside.Wait() // only the end of ctx ends the manager
 	return manager.Run(ctx)
 }
