@@ -106,7 +106,7 @@ func TestFaults(t *testing.T) {
 		"one branch of two by the column": {
 			"create index by_kind on event_p2 (kind)", "select from event_p2 where id = 7000 or kind = 'nothing'", nil, true,
 			[]queryplan.Need{byID},
-			[]string{"scan by index event_p2_id_idx, by_kind of event_p2: the index event_p2_id_idx on id was not chosen"},
+			[]string{"scan by index event_p2_id_idx, index by_kind of event_p2: the index event_p2_id_idx on id was not chosen"},
 		},
 		"both branches by the column": {
 			"", "select from event_p2 where id = 7000 or id = 8000", nil, true, []queryplan.Need{byID}, nil,
@@ -226,6 +226,26 @@ func TestSummary(t *testing.T) {
 }
 
 // Two statements are refused, whatever the connection's default is.
+// TestBRINBeside has plans as PostgreSQL chooses them on large partitions: where a better index is joined by AND the BRIN costs nothing.
+func TestBRINBeside(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for how, want := range map[string][]string{
+		"BitmapAnd": {},
+		"BitmapOr":  {"scan by index event_p2_id_idx, BRIN index event_p2_at_idx of event_p2: the statement names no value of a column"},
+	} {
+		p := queryplan.Plan{Root: queryplan.Node{Type: "Bitmap Heap Scan", Schema: "public", Relation: "event_p2", Plans: []queryplan.Node{{
+			Type: how, Plans: []queryplan.Node{
+				{Type: "Bitmap Index Scan", Index: "event_p2_id_idx", IndexCond: "(id = ANY ('{6000}'::bigint[]))"},
+				{Type: "Bitmap Index Scan", Index: "event_p2_at_idx", IndexCond: "(at >= now())"},
+			},
+		}}}}
+		if d := cmp.Diff(want, b.faults(p)); d != "" {
+			t.Errorf("%s: %s", how, d)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for sql, code := range map[string]string{
