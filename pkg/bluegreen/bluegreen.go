@@ -2,6 +2,7 @@ package bluegreen
 
 import (
 	"errors"
+	"fmt"
 	"time"
 	"unicode/utf8"
 
@@ -36,7 +37,7 @@ func (s Side) suffix() string {
 
 // Config is what a Migration needs. Zero durations and counts take the defaults named here.
 type Config struct {
-	// Pool connects with the rights of the tables' owner, and not through a transaction pooler.
+	// Pool connects with the rights of the tables' owner, and not through a transaction pooler. It has 3 connections or more.
 	Pool *pgxpool.Pool
 	// Schema holds partition_policy, and this package's own tables while a migration is under way.
 	Schema string
@@ -88,10 +89,15 @@ type Migration struct {
 	cfg Config
 }
 
+const minConns = 3
+
 // New returns the migration; nothing is read or written before a method is called.
 func New(cfg Config) (*Migration, error) {
 	if cfg.Pool == nil || cfg.Schema == "" {
 		return nil, errors.New("blue/green: a pool and a schema are needed")
+	}
+	if n := cfg.Pool.Config().MaxConns; n < minConns {
+		return nil, fmt.Errorf("blue/green: a pool of %d connections: %d are needed, for the work, for partman's, and to look who is in the way (pool_max_conns)", n, minConns)
 	}
 	return &Migration{cfg: cfg.withDefaults()}, nil
 }

@@ -9,8 +9,8 @@ import (
 )
 
 const pairSQL = `
-insert into %s (n, table_schema, table_name, key_column, id_column, id_type, blue, green, low, high, retention, accepted)
-values ($1, $2, $3, $4, $5, $6, $7, $8::regclass, $9, $10, $11, coalesce($12, array[]::text[]))`
+insert into %s (n, table_schema, table_name, key_column, id_column, id_type, blue, green, low, high, retention, premake, accepted)
+values ($1, $2, $3, $4, $5, $6, $7, $8::regclass, $9, $10, $11, $12, coalesce($13, array[]::text[]))`
 
 // build makes green of pair n, empty and without a partition, and writes down the pair: all in the caller's transaction.
 // On blue it takes ACCESS SHARE, which the caller has already; nobody sees green before the commit.
@@ -22,7 +22,7 @@ func (m *Migration) build(ctx context.Context, tx pgx.Tx, n int, s shape, accept
 		func() error { return b.carry(ownSQL, b.s.OID) },
 		func() error {
 			return b.run(fmt.Sprintf(pairSQL, pgx.Identifier{b.state, "bluegreen_pair"}.Sanitize()),
-				n, s.Schema, s.Name, s.Key, s.ID, s.IDType, s.OID, b.table, s.Low, s.High, s.Retention, accepted)
+				n, s.Schema, s.Name, s.Key, s.ID, s.IDType, s.OID, b.table, s.Low, s.High, s.Retention, s.Premake, accepted)
 		},
 		b.indexes, b.replica, b.sequences, b.triggers,
 	} {

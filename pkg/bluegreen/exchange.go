@@ -212,21 +212,3 @@ func movePublications(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
 	after := p.renamed(to)
 	return runListed(ctx, tx, publicationsSQL, p.oid(p.Active), after.table(p.Active), after.table(to))
 }
-
-const movePolicySQL = `update %s set table_name = $3 where (table_schema, table_name) = ($1, $2)`
-
-// movePolicies has partman's policies follow the names.
-func (m *Migration) movePolicies(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
-	var there bool
-	if err := tx.QueryRow(ctx, "select to_regclass($1) is not null", m.own("partition_policy")).Scan(&there); err != nil || !there {
-		return err
-	}
-	sql := fmt.Sprintf(movePolicySQL, m.own("partition_policy"))
-	after := p.renamed(to)
-	for _, side := range []Side{p.Active, to} { // the name is free before it is taken
-		if _, err := tx.Exec(ctx, sql, p.Schema, p.name(side), after.name(side)); err != nil {
-			return err
-		}
-	}
-	return nil
-}

@@ -10,6 +10,7 @@ import (
 
 	"plenum/internal/devenv/devtest"
 	"plenum/pkg/bluegreen"
+	"plenum/pkg/partman"
 )
 
 func TestMain(m *testing.M) { devtest.Main(m) }
@@ -90,7 +91,22 @@ func (y *yard) init(tables ...string) bluegreen.Report {
 	if err != nil {
 		y.Fatalf("init %q: %v", tables, err)
 	}
+	y.round()
 	return r
+}
+
+// round is one of partman's, as a program has it that runs beside.
+func (y *yard) round() {
+	y.Helper()
+	p, err := partman.New(partman.Config{Pool: y.pool, Schema: "public"})
+	if err != nil {
+		y.Fatal(err)
+	}
+	for _, loop := range []partman.Loop{partman.CreateLoop, partman.RetireLoop} {
+		if _, err := p.RunOnce(y.ctx, loop); err != nil {
+			y.Fatal(err)
+		}
+	}
 }
 
 // text is the result of a query of one value.

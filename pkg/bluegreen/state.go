@@ -24,9 +24,10 @@ create table if not exists %[1]s.bluegreen_pair (
 	active       text not null default 'blue' check (active in ('blue', 'green')),
 	low          timestamptz not null,
 	high         timestamptz not null,
-	retention    integer not null default 0,
+	retention    integer not null,
+	premake      integer not null,
 	accepted     text[] not null default '{}',
-	captured     boolean not null default false,
+	captured_at  timestamptz,
 	copy_relation oid not null default 0,
 	copy_file    oid not null default 0,
 	copy_page    bigint not null default 0,
@@ -100,9 +101,6 @@ func readPairs(ctx context.Context, db queryer, schema string) ([]Pair, error) {
 func (m *Migration) logTable(p Pair) string {
 	return pgx.Identifier{m.cfg.Schema, fmt.Sprintf("bluegreen_log_%d", p.N)}.Sanitize()
 }
-
-// applying is the setting under which the capture is silent.
-const applying = "set local plenum_bluegreen.applying = 'on'"
 
 // exclusive runs do on one connection while this process alone has the migration's lock.
 func (m *Migration) exclusive(ctx context.Context, do func(conn *pgx.Conn) error) error {

@@ -58,6 +58,16 @@ func (m *Migration) Status(ctx context.Context) (s Status, err error) {
 			s.Tables = append(s.Tables, t)
 			s.Rollback.Entries += t.Entries
 			s.Blocked = append(s.Blocked, t.blocked()...)
+			if p.Active == Green {
+				continue
+			}
+			fault, err := m.kept(ctx, tx, p)
+			if err != nil {
+				return err
+			}
+			if fault != "" {
+				s.Blocked = append(s.Blocked, fault)
+			}
 		}
 		return nil
 	})

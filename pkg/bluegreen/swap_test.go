@@ -90,8 +90,16 @@ func TestSwapRefusals(t *testing.T) {
 	y.exec("drop publication told")
 	refused("view")
 	y.exec("drop view v")
-	y.exec("update partition_policy set table_name = 'other'")
-	refused("no partition manager")
+	y.exec("update partition_policy set last_run = now() - interval '21 minutes'; update bluegreen_pair set captured_at = now() - interval '1 day'")
+	refused("no partition manager has looked after table \"public\".\"orders_new\" since 20")
+	y.exec("update partition_policy set last_run = (select captured_at from bluegreen_pair)") // init's own
+	refused("since it was built")
+	y.exec("update partition_policy set last_run = now()")
+	y.exec("update bluegreen_pair set high = now() + interval '23 hours'")
+	y.exec("do $$ declare d text; begin for d in select relid::regclass::text from pg_partition_tree('orders_new') where isleaf and right(relid::text, 8) > to_char(now() at time zone 'UTC', 'YYYYMMDD') loop execute 'drop table ' || d; end loop; end $$")
+	refused("partitions check")
+	y.exec("delete from partition_policy")
+	refused("register it")
 	if _, err := y.m.Swap(y.ctx, "red", bluegreen.SwapOptions{}); err == nil {
 		t.Error("there is no side red")
 	}

@@ -75,52 +75,10 @@ func (s *syncing) round(ctx context.Context, conn *pgx.Conn) error {
 
 // prepare sees that all is captured and each scope as wide as it can be, and reads the pairs.
 func (m *Migration) prepare(ctx context.Context, conn *pgx.Conn) ([]Pair, error) {
-	pairs, err := readPairs(ctx, conn, m.cfg.Schema)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range pairs {
-		if err := m.takeOver(ctx, conn, p); err != nil {
-			return nil, err
-		}
-	}
 	if err := m.ensureCapture(ctx, conn); err != nil {
 		return nil, err
 	}
 	return readPairs(ctx, conn, m.cfg.Schema)
-}
-
-const takeOverSQL = `
-insert into %[1]s (%[2]s) overriding system value
-select %[2]s from %[3]s b where %[4]s >= $1::timestamptz and %[4]s < $2::timestamptz
-   and not exists (select from %[1]s g where g.%[5]s = b.%[5]s) and not exists (select from %[6]s l where l.id = b.%[5]s or l.id is null)`
-
-// takeOver gives green, while it is the active side, the rows that blue alone has of days that were made since. Else the drain,
-// which makes blue as green is, would delete them once the scope is wider.
-func (m *Migration) takeOver(ctx context.Context, conn *pgx.Conn, p Pair) error {
-	if p.Active == Blue {
-		return nil
-	}
-	err := m.locking(ctx, conn, func(tx pgx.Tx) error {
-		var high time.Time
-		if err := tx.QueryRow(ctx, reachSQL, p.Green, p.High).Scan(&high); err != nil {
-			return err
-		}
-		if !high.After(p.High) {
-			return nil
-		}
-		sql := fmt.Sprintf(takeOverSQL, p.table(Green), p.columns(), p.table(Blue), pgx.Identifier{p.Key}.Sanitize(), p.id(), m.logTable(p))
-		if _, err := tx.Exec(ctx, sql, p.High, high); err != nil {
-			return err
-		}
-		m.cfg.Step("rows taken over")
-		_, err := tx.Exec(ctx, fmt.Sprintf("update %s set high = $2 where n = $1", m.own("bluegreen_pair")), p.N, high)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("take rows of days that were made since over from table %s to %s: %w", p.table(Blue), p.table(Green), err)
-	}
-	return nil
 }
 
 // restarts bounds how often one Sync copies a table from the start because it was rewritten or truncated meanwhile.

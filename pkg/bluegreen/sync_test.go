@@ -146,6 +146,7 @@ insert into orders (id, at) values (1001, null), (1002, 'infinity'), (1003, now(
 	if err != nil {
 		t.Fatalf("%v %+v", err, r)
 	}
+	y.round()
 	y.sync()
 	y.exec("update orders set processed = true") // drained with the others
 	y.sync()
@@ -183,9 +184,13 @@ func TestFutureRowWhenItsDayIsMade(t *testing.T) {
 	if _, err := y.m.Init(y.ctx, bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id", Accept: []string{"future-rows:public.orders"}}); err != nil {
 		t.Fatal(err)
 	}
+	y.round()
 	y.sync()
 	y.swap(bluegreen.Green)
 	y.exec("do $$ begin execute format('create table day partition of orders for values from (%L) to (%L)', date_trunc('day', now(), 'UTC') + interval '8 days', date_trunc('day', now(), 'UTC') + interval '9 days'); end $$")
+	if err := y.m.EnsureCapture(y.ctx); err != nil { // as who makes days may call it
+		t.Fatal(err)
+	}
 	y.sync()
 	y.is("1", "select count(*) from orders where id = 1003") // which is green
 	y.swap(bluegreen.Blue)
