@@ -143,14 +143,25 @@ func (b *builder) indexes() error {
 		sql := fmt.Sprintf("create index %s on %s %s", pgx.Identifier{name}.Sanitize(), b.table, strings.Replace(i.Tail, " NULLS NOT DISTINCT", "", 1))
 		switch {
 		case i.Constraint != "" && i.carries():
-			sql = fmt.Sprintf("alter table %s add constraint %s %s", b.table, pgx.Identifier{name}.Sanitize(), i.Constraint)
+			sql = fmt.Sprintf("alter table %s add constraint %s %s%s%s", b.table, pgx.Identifier{name}.Sanitize(), i.Constraint, i.with(), i.Deferred)
 		case i.Unique && i.carries():
 			sql = fmt.Sprintf("create unique index %s on %s %s", pgx.Identifier{name}.Sanitize(), b.table, i.Tail)
 		}
 		if err := b.run(sql); err != nil {
 			return err
 		}
-		if err := b.name("index", i.Name, i.OID, pgx.Identifier{b.s.Schema, name}.Sanitize()); err != nil {
+		quoted := pgx.Identifier{b.s.Schema, name}.Sanitize()
+		if i.Tablespace != "" {
+			if err := b.run(fmt.Sprintf("alter index %s set tablespace %s", quoted, pgx.Identifier{i.Tablespace}.Sanitize())); err != nil {
+				return err
+			}
+		}
+		if i.Comment != "" {
+			if err := b.run(fmt.Sprintf("comment on index %s is %s", quoted, literal(i.Comment))); err != nil {
+				return err
+			}
+		}
+		if err := b.name("index", i.Name, i.OID, quoted); err != nil {
 			return err
 		}
 	}

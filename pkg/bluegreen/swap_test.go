@@ -18,9 +18,9 @@ alter table orders add twice bigint generated always as (id * 2) stored;
 create table items (id bigint generated always as identity primary key, at timestamptz not null);
 insert into items (at) select now() from generate_series(1, 10);
 create table heard (what text);
-create function hear() returns trigger language plpgsql as $$ begin insert into heard values (tg_op || ' ' || tg_table_name); return null; end $$;
-create trigger hears after insert on orders for each row execute function hear();
-create trigger dumb after update on orders for each row execute function hear();
+create function hear() returns trigger language plpgsql as $$ begin insert into heard values (tg_op || ' ' || tg_argv[0]); return null; end $$;
+create trigger hears after insert on orders for each row execute function hear('orders');
+create trigger dumb after update on orders for each row execute function hear('orders');
 alter table orders disable trigger dumb;
 create publication told for table orders, items where (id > 0) with (publish_via_partition_root);`
 
@@ -46,7 +46,7 @@ func TestSwapMovesWhatBelongs(t *testing.T) {
 	y.is("orders.id", "select d.refobjid::regclass || '.' || attname from pg_depend d join pg_attribute on attrelid = refobjid and attnum = refobjsubid where objid = 'orders_id_seq'::regclass and deptype = 'a'")
 	y.exec("insert into orders (at) values (now())")
 	y.exec("update orders set processed = true where id = 1")
-	y.is("INSERT", "select string_agg(split_part(what, ' ', 1), ', ') from heard") // of the partition, as the trigger has it
+	y.is("INSERT orders", "select string_agg(what, ', ') from heard")
 	y.exec("insert into items (at) values (now())")
 	y.is("11", "select max(id) from items")
 	y.is("482", "select twice from orders where id = 241")
