@@ -160,9 +160,11 @@ func (p Pair) table(s Side) string { return pgx.Identifier{p.Schema, p.name(s)}.
 
 const maxName = 63 // bytes of an identifier
 
-// passiveName is NAME_new or NAME_old, the name cut so that it fits.
-func passiveName(name string, s Side) string {
-	end := s.suffix()
+// passiveName is NAME_new or NAME_old.
+func passiveName(name string, s Side) string { return cutName(name, s.suffix()) }
+
+// cutName cuts a name so that it fits with the end.
+func cutName(name, end string) string {
 	n := min(len(name), maxName-len(end))
 	for n > 0 && n < len(name) && !utf8.RuneStart(name[n]) {
 		n--

@@ -94,7 +94,7 @@ var words = map[string][2]string{
 	"unique":           {"unique key %s does not have the column to partition by: the new table has it as an index that is not unique, and on conflict (…) on it fails", "see that the application can do without it"},
 	"trigger":          {"trigger %s is for each row and has transition tables: a partitioned table cannot have it", "make it a statement trigger"},
 	"trigger-table":    {"trigger %s is for each row and asks for the table's name, which is the partition's then", "have the function not ask: give it the name as an argument, tg_argv[0]"},
-	"trigger-key":      {"trigger %s sets the column to partition by before the row is written: where that is of another day than the row had, it is refused", "set it in the application, or by the column's default"},
+	"trigger-key":      {"trigger %s sets, as it seems, the column to partition by, before the row is written: where that is of another day than the row had, the row is refused", "set it in the application, or by the column's default"},
 	"index-statistics": {"index %s has a statistics target, which its partitions have not", "set it on the column, or on the partitions' indexes where it matters"},
 	"statistics":       {"statistics object %s has a target, which that of the new table has not", "alter statistics … set statistics on the new table's and its partitions'"},
 	"publication":      {"publication %s is of all tables, or of the schema's: it has the new table from init on, and a subscriber without one of that name stops", "create the table there and refresh the subscription right after init, or publish tables by name"},

@@ -10,7 +10,8 @@ import (
 )
 
 // The migration's own tables are in Config.Schema: bluegreen_pair, a line for each table; bluegreen_name, the names that follow
-// a swap; bluegreen_trigger, the application's triggers; and bluegreen_log_N, the log of pair N.
+// a swap; bluegreen_trigger, the application's triggers; bluegreen_stuck, the ids of which the passive side refuses rows; and
+// bluegreen_log_N, the log of pair N.
 const stateSQL = `
 create table if not exists %[1]s.bluegreen_pair (
 	n            integer primary key,
@@ -49,6 +50,13 @@ create table if not exists %[1]s.bluegreen_trigger (
 	name    text not null,
 	enabled "char" not null,
 	primary key (pair, name)
+);
+create table if not exists %[1]s.bluegreen_stuck (
+	pair integer not null references %[1]s.bluegreen_pair on delete cascade,
+	id   text not null,
+	why  text not null,
+	at   timestamptz not null default now(),
+	primary key (pair, id)
 )`
 
 // installed says whether a migration's tables are there.

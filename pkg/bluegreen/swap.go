@@ -211,7 +211,7 @@ func (m *Migration) shorten(ctx context.Context, conn *pgx.Conn, pairs []Pair) e
 			return fmt.Errorf("look for what table %s refuses: %w", p.table(p.Active.other()), err)
 		}
 		if len(stuck) > 0 {
-			return fmt.Errorf("table %s refuses rows, the first %d: %v; correct them in %s, or what refuses them", p.table(p.Active.other()), len(stuck), stuck, p.table(p.Active))
+			return &StuckError{Table: p.table(p.Active), Passive: p.table(p.Active.other()), Stuck: stuck, Aside: m.aside(p)}
 		}
 	}
 	return nil

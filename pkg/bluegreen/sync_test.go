@@ -272,15 +272,54 @@ func TestRefusedRowStopsASwapAndNothingElse(t *testing.T) {
 	y.sync()
 	y.is("338", "select count(*) from orders_new")
 	st, err := y.m.Status(y.ctx)
-	if err != nil || len(st.Tables[0].Stuck) != 3 || len(st.Blocked) != 3 || !strings.Contains(st.Blocked[0], "odd") {
+	if err != nil || len(st.Tables[0].Stuck) != 3 || len(st.Blocked) != 4 || !strings.Contains(st.Blocked[3], "orders_aside") || !strings.Contains(st.Blocked[0], "odd") {
 		t.Errorf("status %+v, %v", st, err)
 	}
-	if _, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{SkipVerify: true}); err == nil || !strings.Contains(err.Error(), "odd") {
+	if _, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{}); err == nil || !strings.Contains(err.Error(), "refuses rows") {
 		t.Errorf("swap: %v", err)
 	}
 	y.exec("update orders set state = 'even' where state = 'odd'")
 	y.swap(bluegreen.Green)
 	y.alike("orders", "orders_old")
+}
+
+// Green has no unique key by the id: it may take a second row of one, which blue refuses. At night these rows go aside, all of them.
+func TestRollbackWithRowsThatBlueRefuses(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"alter table orders add twice bigint generated always as (id * 2) stored")
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("insert into orders (id, at, state) values (7, now(), 'second'), (1000, now(), 'good')")
+	y.sync()
+	_, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{})
+	var stuck *bluegreen.StuckError
+	if !errors.As(err, &stuck) || len(stuck.Stuck) != 1 || stuck.Stuck[0].ID != "7" {
+		t.Fatalf("rollback: %v", err)
+	}
+	t.Log(err)
+	y.exec(strings.Join(stuck.Aside, ";"))
+	y.swap(bluegreen.Blue)
+	y.is("new second", "select string_agg(state, ' ' order by state) from orders_aside")
+	y.is("0 1", "select count(*) filter (where id = 7) || ' ' || count(*) filter (where id = 1000) from orders")
+}
+
+// A rollback compares both sides, too, and can do without.
+func TestRollbackVerifies(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("begin; set local plenum_bluegreen.applying = 'on'; delete from orders_old where id = 3; commit")
+	_, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{})
+	var differs *bluegreen.DifferentError
+	if !errors.As(err, &differs) || len(differs.Differences) != 1 || !strings.Contains(err.Error(), "--no-verify") {
+		t.Errorf("rollback: %v", err)
+	}
+	if _, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{SkipVerify: true}); err != nil {
+		t.Error(err)
+	}
 }
 
 // Two rows exchange a unique value. Each alone is refused as long as the other has it.
