@@ -109,6 +109,27 @@ func (y *yard) round() {
 	}
 }
 
+// there goes to green and back again, with write on each side; both sides are alike each time. Tables are quoted as SQL has them.
+func (y *yard) there(table, old, green, write string) {
+	y.Helper()
+	y.round()
+	y.sync()
+	y.exec(write)
+	y.swap(bluegreen.Green)
+	y.alike(table, old)
+	y.is("p", "select relkind from pg_class where oid = $1::text::regclass", table)
+	y.exec(write)
+	y.swap(bluegreen.Blue)
+	y.alike(table, green)
+	y.exec(write)
+	y.sync()
+	y.sync()
+	if list := y.verify(); len(list) > 0 {
+		y.Errorf("differences %v", list)
+	}
+	y.alike(table, green)
+}
+
 // text is the result of a query of one value.
 func (y *yard) text(sql string, args ...any) string {
 	y.Helper()

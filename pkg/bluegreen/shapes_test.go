@@ -54,6 +54,10 @@ func TestQuotedNamesInAnotherSchema(t *testing.T) {
 	y.is("2", "select count(*) from bluegreen_log_1")
 	y.is("By At, Order.Lines PK, Order.Lines_The ID_seq", "select string_agg(name, ', ' order by name) from bluegreen_name")
 	y.is("By At_new, Order.Lines PK_new, Order.Lines_The ID_seq_new", "select string_agg(relname, ', ' order by name) from bluegreen_name n join pg_class c on c.oid = n.green")
+	y.exec("truncate " + green) // what same has written
+	y.there(blue, `"My ""Schema"."Order.Lines_old"`, green, `update `+blue+` set "x\y" = "x\y" || 'z', "At'" = "At'" + interval '1 day' where "The ID" > 3; delete from `+blue+` where "The ID" = 1;
+		insert into `+blue+` ("At'", "x\y") values (now(), 'new')`)
+	y.is("8", `select max("The ID") from `+blue)
 	if err := y.m.Abort(y.ctx); err != nil {
 		t.Error(err)
 	}
@@ -86,7 +90,7 @@ func TestColumnsOfEveryKind(t *testing.T) {
 		create policy other on orders as restrictive for insert to writer with check (w1 > 0);
 		create statistics orders_stats on w1, w2 from orders;
 		create unique index orders_day on orders (at, code, id) with (fillfactor = 60) where w1 > 0; comment on index orders_day is 'of a''day';
-		alter table orders add constraint orders_w unique (w1, at) with (fillfactor = 80) deferrable initially deferred; comment on constraint orders_w on orders is 'a\b';
+		alter table orders add constraint orders_w unique (w1, at, id) with (fillfactor = 80) deferrable initially deferred; comment on constraint orders_w on orders is 'a\b';
  create index on orders using gin (tags); create index on orders (lower(id) desc);
 		insert into orders (id, at, pair) select 'id' || i, current_date - i, row(i::int, 'x'::text)::types.pair from generate_series(0, 9) i`)
 	r := y.init("orders")
@@ -107,9 +111,13 @@ func TestColumnsOfEveryKind(t *testing.T) {
 	y.is("true false", "select string_agg(indisunique::text, ' ' order by relname) from pg_index join pg_class c on c.oid = indexrelid where relname in ('orders_day_new', 'orders_pkey_new')")
 	y.is("a\\b / of a'day", "select concat(obj_description('orders_w_new'::regclass), ' / ', obj_description('orders_day_new'::regclass))")
 	y.is("{fillfactor=60} {fillfactor=80}", "select string_agg(reloptions::text, ' ' order by reloptions) from (select distinct reloptions from pg_class where relkind = 'i' and relname ~ '^orders_new_p.*_at' and reloptions is not null) x")
-	y.is("UNIQUE (w1, at) DEFERRABLE INITIALLY DEFERRED", "select pg_get_constraintdef(oid) from pg_constraint where conname = 'orders_w_new'")
+	y.is("UNIQUE (w1, at, id) DEFERRABLE INITIALLY DEFERRED", "select pg_get_constraintdef(oid) from pg_constraint where conname = 'orders_w_new'")
 	y.exec("update orders set id = 'other' where id = 'id1'")
 	y.is("id1,other", "select string_agg(id, ',' order by id) from bluegreen_log_1")
+	y.exec("truncate orders_new")
+	y.there("orders", "orders_old", "orders_new", `update orders set id = id || '''"\,{}x', tags = tags || array[null, 'a "b"'], mood = 'calm', pair = row(7, null)::types.pair, at = at + 1 where id < 'id5' or id = 'other';
+		update orders set tags = '{}', pair = null, code = null, amount = 1.10, payload = '{"a": [1, null]}' where id >= 'id5'; delete from orders where id = 'id8'`)
+	y.is("0", "select count(*) from orders where label <> id || '!'")
 }
 
 func TestFindings(t *testing.T) {
@@ -259,10 +267,60 @@ func TestEventTrigger(t *testing.T) {
 		create function note() returns event_trigger language plpgsql as 'begin insert into ddl values (tg_tag); end';
 		create event trigger note on ddl_command_end execute function note()`)
 	y.init("orders")
+	y.there("orders", "orders_old", "orders_new", "update orders set state = 'other' where id < 10")
+	y.exec("delete from ddl")
+	y.swap(bluegreen.Green)
+	y.is("true", "select count(*) >= 4 from ddl where tag in ('ALTER TABLE', 'ALTER INDEX')") // it sees the swap, as it is
+	y.swap(bluegreen.Blue)
 	if err := y.m.Abort(y.ctx); err != nil {
 		t.Error(err)
 	}
-	y.is("true", "select count(*) > 0 from ddl where tag = 'CREATE TRIGGER'")
+	y.exec("create or replace function note() returns event_trigger language plpgsql as 'begin if tg_tag = ''CREATE TRIGGER'' then raise ''ask the DBA first''; end if; end'")
+	if _, err := y.m.Init(y.ctx, bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id"}); err == nil || !strings.Contains(err.Error(), "ask the DBA first") {
+		t.Errorf("init that an event trigger refuses: %v", err)
+	}
+	y.exec("drop event trigger note")
+	y.init("orders")
+}
+
+// What a view and foreign keys do after a swap, if they are accepted as they are: what the findings say.
+func TestViewAndForeignKeys(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+`
+		create table customer (id bigint primary key); insert into customer values (1), (2);
+		alter table orders add customer bigint default 1 references customer;
+		create table line (orders bigint references orders); insert into line values (5);
+		create view recent as select * from orders where id < 10`)
+	_, err := y.m.Init(y.ctx, bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id", Accept: []string{
+		"view:public.orders.public.recent", "foreign-key:public.orders.orders_customer_fkey", "foreign-key-in:public.orders.line_orders_fkey of public.line",
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	y.there("orders", "orders_old", "orders_new", "update orders set state = state || 'x', customer = 3 - customer where id <> 5")
+	y.swap(bluegreen.Green)
+	y.exec("update orders set state = 'green', customer = 1 where id < 10 and id <> 5")
+	y.is("0", "select count(*) from recent where state = 'green'") // the view reads blue
+	refused := func(sql string) {
+		t.Helper()
+		if _, err := y.pool.Exec(y.ctx, sql); err == nil || !strings.Contains(err.Error(), "foreign key") {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+	y.exec("insert into orders (id, at) values (1000, now())")
+	refused("insert into line values (1000)")
+	y.exec("update orders set customer = 1 where id <> 5")
+	refused("delete from customer where id = 2")
+	y.sync()
+	y.exec("delete from customer where id = 2; insert into line values (1000)")
+	y.exec("delete from orders where id = 1000") // its line is in the way in blue
+	y.sync()
+	if _, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{}); err == nil || !strings.Contains(err.Error(), "line_orders_fkey") {
+		t.Errorf("rollback: %v", err)
+	}
+	y.exec("delete from line where orders = 1000")
+	y.swap(bluegreen.Blue)
+	y.is("240", "select count(*) from orders")
 }
 
 func TestTriggersOfTheApplication(t *testing.T) {
@@ -300,6 +358,8 @@ func TestPartitionedBlue(t *testing.T) {
 		t.Fatal(err)
 	}
 	y.is("2", "select count(*) from bluegreen_log_1 where id = 5")
+	y.there("orders", "orders_old", "orders_new", "update orders set at = at + interval '1 day' where id > 2; delete from orders where id = 1; insert into orders values (1, now()), (1, now())")
+	y.is("odd", "select tableoid::regclass::text from orders where id = 1 limit 1")
 }
 
 func TestPublishedBlue(t *testing.T) {

@@ -134,14 +134,15 @@ func TestCopyGoesOnWhereItWas(t *testing.T) {
 	y.alike("orders", "orders_new")
 }
 
+// Rows that no partition takes stay in blue, whichever side is active: without a key, with one of no day that is kept, or not yet made.
 func TestRowsOutOfScopeStay(t *testing.T) {
 	t.Parallel()
 	y := newYard(t, plain+`
 alter table orders alter at drop not null;
-insert into orders (id, at) values (1001, null), (1002, 'infinity'), (1003, now() + interval '1 year')`)
+insert into orders (id, at) values (1001, null), (1002, 'infinity'), (1003, now() + interval '1 year'), (1004, now() - interval '100 days'), (1005, '-infinity')`)
 	r, err := y.m.Init(y.ctx, bluegreen.InitOptions{
-		Tables: []string{"orders"}, Key: "at", ID: "id",
-		Accept: []string{"null-key:public.orders", "infinite-key:public.orders", "future-rows:public.orders"},
+		Tables: []string{"orders"}, Key: "at", ID: "id", Retention: 30,
+		Accept: []string{"null-key:public.orders", "infinite-key:public.orders", "future-rows:public.orders", "old-rows:public.orders"},
 	})
 	if err != nil {
 		t.Fatalf("%v %+v", err, r)
@@ -151,10 +152,11 @@ insert into orders (id, at) values (1001, null), (1002, 'infinity'), (1003, now(
 	y.exec("update orders set processed = true") // drained with the others
 	y.sync()
 	y.swap(bluegreen.Green)
+	y.is("240", "select count(*) from orders")
 	y.exec("update orders set state = 'green'")
 	y.exec("insert into orders (id, at) values (2000, now())")
 	y.swap(bluegreen.Blue)
-	y.is("1001 1002 1003", "select string_agg(id::text, ' ' order by id) from orders where state = 'new' and id < 2000")
+	y.is("1001 1002 1003 1004 1005", "select string_agg(id::text, ' ' order by id) from orders where state = 'new' and id < 2000")
 	y.is("241", "select count(*) from orders where state = 'green' or id = 2000")
 	if list := y.verify(); len(list) > 0 {
 		t.Errorf("differences %v", list)
