@@ -55,9 +55,11 @@ func TestQuotedNamesInAnotherSchema(t *testing.T) {
 	y.is("By At, Order.Lines PK, Order.Lines_The ID_seq", "select string_agg(name, ', ' order by name) from bluegreen_name")
 	y.is("By At_new, Order.Lines PK_new, Order.Lines_The ID_seq_new", "select string_agg(relname, ', ' order by name) from bluegreen_name n join pg_class c on c.oid = n.green")
 	y.exec("truncate " + green) // what same has written
+	y.exec(`reindex index concurrently "My ""Schema"."By At"`)
 	y.there(blue, `"My ""Schema"."Order.Lines_old"`, green, `update `+blue+` set "x\y" = "x\y" || 'z', "At'" = "At'" + interval '1 day' where "The ID" > 3; delete from `+blue+` where "The ID" = 1;
 		insert into `+blue+` ("At'", "x\y") values (now(), 'new')`)
 	y.is("8", `select max("The ID") from `+blue)
+	y.is("By At", `select relname from pg_index join pg_class on oid = indexrelid where relname like 'By At%' and indrelid = '`+blue+`'::regclass`)
 	if err := y.m.Abort(y.ctx); err != nil {
 		t.Error(err)
 	}
@@ -358,7 +360,7 @@ func TestPartitionedBlue(t *testing.T) {
 		t.Fatal(err)
 	}
 	y.is("2", "select count(*) from bluegreen_log_1 where id = 5")
-	y.there("orders", "orders_old", "orders_new", "update orders set at = at + interval '1 day' where id > 2; delete from orders where id = 1; insert into orders values (1, now()), (1, now())")
+	y.there("orders", "orders_old", "orders_new", "update orders set at = at + interval '1 day' where id = 3; delete from orders where id = 1; insert into orders values (1, now()), (1, now())")
 	y.is("odd", "select tableoid::regclass::text from orders where id = 1 limit 1")
 }
 
