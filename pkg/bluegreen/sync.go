@@ -58,9 +58,6 @@ type syncing struct {
 	begun time.Time
 	rows  int64 // copied by this process
 	total int64
-
-	mark   *string // a position in the WAL that was not replayed everywhere when it was last looked at
-	marked time.Time
 }
 
 func (s *syncing) round(ctx context.Context, conn *pgx.Conn) error {
@@ -137,28 +134,21 @@ func (s *syncing) copied(ctx context.Context, conn *pgx.Conn, p Pair) error {
 	return s.awaitReplicas(ctx, conn, p)
 }
 
-// lagSQL: replay_lag says nothing of a standby that has ceased to replay, so that the time counts, too, since which a position was not
-// replayed. A role that may not look sees no position.
+// lagSQL: a role that may not look sees no lag.
 const lagSQL = `
-select coalesce(max(extract(epoch from replay_lag)), 0)::float8, coalesce(min(replay_lsn) >= $1::text::pg_lsn, true), pg_current_wal_lsn()::text,
-       pg_has_role('pg_read_all_stats', 'usage')
-  from pg_stat_replication`
+select coalesce(max(extract(epoch from replay_lag)), 0)::float8, pg_has_role('pg_read_all_stats', 'usage') from pg_stat_replication`
 
 // lag is that of the standby that is furthest behind.
 func (s *syncing) lag(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
 	var seconds float64
-	var replayed, allowed bool
-	var position string
-	if err := conn.QueryRow(ctx, lagSQL, s.mark).Scan(&seconds, &replayed, &position, &allowed); err != nil {
+	var allowed bool
+	if err := conn.QueryRow(ctx, lagSQL).Scan(&seconds, &allowed); err != nil {
 		return 0, fmt.Errorf("look at the standbys' lag: %w", err)
 	}
 	if !allowed {
 		return 0, errors.New("this role cannot see the standbys' lag: grant pg_read_all_stats to it, or sync without a bound")
 	}
-	if s.mark == nil || replayed {
-		s.mark, s.marked = &position, time.Now()
-	}
-	return max(time.Since(s.marked), time.Duration(seconds*float64(time.Second))), nil
+	return time.Duration(seconds * float64(time.Second)), nil
 }
 
 func (s *syncing) awaitReplicas(ctx context.Context, conn *pgx.Conn, p Pair) error {
