@@ -33,9 +33,16 @@ func TestCopyWaitsForStandbys(t *testing.T) {
 		}
 		return err
 	})
+	devtest.Eventually(t, func() error {
+		y.exec("update orders set processed = true where id = 1") // without anything to replay there is no lag
+		if lag := y.text("select max(replay_lag) > '200 ms' from pg_stat_replication"); lag != "true" {
+			return errors.New("the standby does not lag: " + lag)
+		}
+		return nil
+	})
 	y.small(func(string) {})
 	var waited string
-	o := bluegreen.SyncOptions{MaxReplicaLag: 5 * time.Millisecond, Progress: func(p bluegreen.Progress) {
+	o := bluegreen.SyncOptions{MaxReplicaLag: 100 * time.Millisecond, Progress: func(p bluegreen.Progress) {
 		if p.Waiting == "" || waited != "" {
 			return
 		}
