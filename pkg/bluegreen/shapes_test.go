@@ -59,6 +59,9 @@ func TestQuotedNamesInAnotherSchema(t *testing.T) {
 	y.there(blue, `"My ""Schema"."Order.Lines_old"`, green, `update `+blue+` set "x\y" = "x\y" || 'z', "At'" = "At'" + interval '1 day' where "The ID" > 3; delete from `+blue+` where "The ID" = 1;
 		insert into `+blue+` ("At'", "x\y") values (now(), 'new')`)
 	y.is("8", `select max("The ID") from `+blue)
+	y.swap(bluegreen.Green)
+	y.exec(`reindex index concurrently "My ""Schema"."By At_old"`)
+	y.swap(bluegreen.Blue)
 	y.is("By At", `select relname from pg_index join pg_class on oid = indexrelid where relname like 'By At%' and indrelid = '`+blue+`'::regclass`)
 	if err := y.m.Abort(y.ctx); err != nil {
 		t.Error(err)
