@@ -120,11 +120,12 @@ func (s Stuck) String() string { return fmt.Sprintf("id %s: %s", s.ID, s.Why) }
 
 // StuckError says that a swap would lose rows, which the passive side does not take.
 type StuckError struct {
-	Table, Passive string // quoted
-	Stuck          []Stuck
+	Table   string  `json:"table"` // quoted
+	Passive string  `json:"passive"`
+	Stuck   []Stuck `json:"rows"` // the first of them
 	// Aside are statements that move the rows of all these ids from the active side to a table of their own, where nothing
 	// refuses them: what an operator does who has no time to correct them.
-	Aside []string
+	Aside []string `json:"aside"`
 }
 
 func (e *StuckError) Error() string {
