@@ -48,7 +48,7 @@ func about(list []bluegreen.PlanFinding, begin string) []bluegreen.PlanFinding {
 	return slices.DeleteFunc(list, func(f bluegreen.PlanFinding) bool { return !strings.HasPrefix(f.Statement, begin) })
 }
 
-func TestPlansOfWhatWasSeen(t *testing.T) {
+func TestPlansOfPgStatStatements(t *testing.T) {
 	t.Parallel()
 	y, clerk := observing(t)
 	y.init("orders")
@@ -93,7 +93,7 @@ func TestPlansOfWhatWasSeen(t *testing.T) {
 	counted("roles ran them that do not own the tables", "pure() of clerk", "4 statements")
 }
 
-func TestPlansOfWhatIsHidden(t *testing.T) {
+func TestPlansHiddenInPgStatStatements(t *testing.T) {
 	t.Parallel()
 	y, clerk := observing(t)
 	y.exec(`alter table orders owner to keeper; grant usage on schema "Stats" to keeper`)
