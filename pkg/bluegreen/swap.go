@@ -179,14 +179,18 @@ func (m *Migration) ready(ctx context.Context, conn *pgx.Conn, pairs []Pair, to 
 	return err
 }
 
-// publishedSQL finds publications that would not work with green, and says what to do. Full replica identity is all columns.
+// publishedSQL finds publications that would not work with green, and says what to do. Full replica identity is all columns, since
+// PostgreSQL 18 the generated ones among them.
 const publishedSQL = `
 select case when not b.pubviaroot
             then format('would publish the partitions under their own names: alter publication %1$I set (publish_via_partition_root = true)', b.pubname)
+            when r.prattrs is null
+            then format('does not publish generated columns, without which updates of a table that has no primary key are refused: alter publication %1$I set (publish_generated_columns = stored)', b.pubname)
             else format('has a column list, with which updates of a table without a primary key are refused: alter publication %1$I drop table %2$s, and add table %2$s without the list', b.pubname, $3::text)
        end, quote_ident(b.pubname)
   from pg_publication_rel r join pg_publication b on b.oid = r.prpubid
- where r.prrelid = $1 and (not b.pubviaroot or r.prattrs is not null and (select relreplident = 'f' from pg_class where oid = $2))
+ where r.prrelid = $1 and (not b.pubviaroot or (select relreplident = 'f' from pg_class where oid = $2)
+       and (r.prattrs is not null or to_jsonb(b) ->> 'pubgencols' = 'n' and exists (select from pg_attribute where attrelid = $2 and attgenerated <> '')))
  order by b.pubname limit 1`
 
 // publishable refuses where subscribers would hear of partitions, which they do not know, or the application's updates would fail.
