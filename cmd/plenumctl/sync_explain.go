@@ -97,25 +97,22 @@ func printTrials(w io.Writer, t program.Trials) {
 	if t.Pending {
 		kind = "still pending, since none is processed yet; the worker passed over them meanwhile"
 	}
-	fmt.Fprintf(w, "%d rows of %d days (%s), of batches %s. Each statement was rolled back.\n", t.Rows, len(t.Days), strings.Join(t.Days, " "), kind)
+	fmt.Fprintf(w, "%s of %s (%s), of batches %s. Each statement was rolled back.\n", program.Plural(t.Rows, "row"), program.Plural(len(t.Days), "day"), strings.Join(t.Days, " "), kind)
 	for _, trial := range t.Trials {
 		fmt.Fprintf(w, "\n%s\n  %s\n", trial.Name, brief(strings.Join(strings.Fields(trial.SQL), " "), 200))
 		if trial.Completed && trial.Runs > 0 {
-			fmt.Fprintf(w, "  %.1f ms in %d runs, planning %.1f ms; %d partitions, %d rows read; buffers %d hit, %d read; %d of %d rows matched\n",
-				trial.Time, trial.Runs, trial.Planning, trial.Touched(), trial.RowsRead, trial.Hit, trial.Read, trial.Matched, trial.Expected)
+			fmt.Fprintf(w, "  %.1f ms in %s, planning %.1f ms; %s, %s read; buffers %d hit, %d read; %d of %s matched\n",
+				trial.Time, program.Plural(trial.Runs, "run"), trial.Planning, program.Plural(trial.Touched(), "partition"), program.Plural(trial.RowsRead, "row"), trial.Hit, trial.Read, trial.Matched, program.Plural(trial.Expected, "row"))
 		}
 		if trial.LeftOut > 0 {
-			fmt.Fprintf(w, "  %d partitions left out as it began to run\n", trial.LeftOut)
+			fmt.Fprintf(w, "  %s left out as it began to run\n", program.Plural(trial.LeftOut, "partition"))
 		}
 		for i, p := range trial.Parts {
 			if i == partsShown {
 				fmt.Fprintf(w, "  and %d more\n", len(trial.Parts)-i)
 				break
 			}
-			scan := p.Scan
-			if p.Index != "" {
-				scan += " " + p.Index
-			}
+			scan := strings.Join(append([]string{p.Scan}, p.Indexes...), " ")
 			fmt.Fprintf(w, "  %s\t%s\t%d read, %d found\t%.1f ms\t%d hit, %d read\n", plain(p.Relation), plain(scan), p.RowsRead, p.RowsFound, p.Time, p.Hit, p.Read)
 		}
 		for _, v := range trial.Verdict {

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs the commands of docs/migration.md, the lines "    $ …", one after the other in one shell, on a PostgreSQL of its own, and writes
-# the document anew with what they print. It needs bin/plenumctl (make build) and PostgreSQL's programs; it takes two minutes.
+# the document anew with what they print. It needs bin/plenumctl (make build) and PostgreSQL's programs; it takes three minutes.
 set -eu
 cd "$(dirname "$0")"
 root=$(cd ../.. && pwd)

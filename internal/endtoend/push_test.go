@@ -165,6 +165,9 @@ func TestToolDeadLetters(t *testing.T) {
 		t.Errorf("%+v", listed)
 	}
 	expect(0, `no such device`, "feed", "dead", "list", "erp")
+	if out := expect(3, "feed: erp: 2 dead letters until a person retries or purges; plenumctl feed dead list erp\n", "doctor", "--sample", "0"); strings.Contains(out, "no process pushes") {
+		t.Errorf("it pushes, and the doctor says:\n%s", out)
+	}
 	expect(0, "none", "feed", "dead", "list", "other")
 	expect(0, "older ones", "feed", "dead", "list", "--limit", "1")
 	expect(0, `"device_id":"bad"`, "feed", "dead", "show", oldest)
@@ -193,6 +196,7 @@ func TestToolDeadLetters(t *testing.T) {
 	}
 	expect(0, "deleted 1 of 2 dead letters", "feed", "dead", "purge", newest, "99", newest)
 	expect(0, "none", "feed", "dead", "list")
+	expect(0, "nothing found", "doctor", "--sample", "0")
 	_, metrics, _ := sync.get("/metrics")
 	for _, want := range []string{`plenum_push_rows_total{consumer="erp"} 3`, `plenum_push_failing{consumer="erp"} 0`} {
 		if !strings.Contains(metrics, want) {

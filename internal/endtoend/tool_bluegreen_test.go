@@ -2,12 +2,14 @@ package endtoend
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"plenum/internal/devenv/devtest"
@@ -81,7 +83,63 @@ func TestToolBluegreen(t *testing.T) {
 	if n := s.count("orders"); n != 1001 {
 		t.Errorf("%d rows, want 1001", n)
 	}
-	expect(0, "orders", "partitions", "list", "--table", "orders")
+	s.exec("update partition_policy set paused_at = '2026-11-22 20:14:03Z', paused_by = 'night shift', paused_reason = 'case 17'")
+	const paused = "\norders: retiring is paused by night shift since 2026-11-22T20:14:03Z: case 17\n"
+	if list := expect(0, paused, "partitions", "list"); strings.Count(list, paused) != 1 {
+		t.Errorf("the pause is not said once:\n%s", list)
+	}
+}
+
+// TestToolBluegreenFollows: a sync that follows carries what is written, lets a swap come in between, and ends cleanly.
+func TestToolBluegreenFollows(t *testing.T) {
+	t.Parallel()
+	s := newSystem(t)
+	s.legacy(100)
+	expect := s.expect()
+	expect(0, "the new tables are built", initOrders...)
+	cmd := exec.Command(filepath.Join(bin, "plenumctl"), "bluegreen", "sync", "--follow", "--output", "json")
+	cmd.Env = []string{"PLENUM_DATABASE_OWNER_URL=" + s.role("owner")}
+	var out, errs strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	carried := func(table string, n int) {
+		t.Helper()
+		devtest.Eventually(t, func() error {
+			if got := s.count(table); got != n {
+				return fmt.Errorf("%s has %d rows, want %d", table, got, n)
+			}
+			return nil
+		})
+	}
+	carried("orders_new", 100)
+	s.exec("insert into orders default values")
+	carried("orders_new", 101)
+	s.partitionsRun().awaitReady()
+	devtest.Eventually(t, func() error {
+		if code, out, errs := s.ctl("bluegreen", "swap"); code != 0 {
+			return fmt.Errorf("swap exits %d:\n%s%s", code, out, errs)
+		}
+		return nil
+	})
+	s.exec("insert into orders default values")
+	carried("orders_old", 102)
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	err := cmd.Wait()
+	var tables []struct {
+		Table  string
+		Copied bool
+		Rows   int
+	}
+	if err := errors.Join(err, json.Unmarshal([]byte(out.String()), &tables)); err != nil || len(tables) != 1 || !tables[0].Copied || tables[0].Rows != 100 {
+		t.Errorf("it ends with %v and %+v:\n%s%s", err, tables, &out, &errs)
+	}
+	if !strings.Contains(errs.String(), "public.orders: copied 100 rows, ") {
+		t.Errorf("progress:\n%s", &errs)
+	}
 }
 
 // storyReplayed drops the new table's index on id by hand: the application's batch update would scan each day.

@@ -83,7 +83,7 @@ func TestToolFeed(t *testing.T) {
 	expect(0, "erp stands at 3\n", "feed", "seek", "erp", time.Now().Add(time.Hour).Format(time.RFC3339))
 	expect(0, "erp stands at 0\n", "feed", "seek", "erp", "2020-01-01T00:00:00Z")
 	expect(1, "position 4 is past the feed's head 3", "feed", "seek", "erp", "4")
-	expect(1, `there is no consumer "nobody"`, "feed", "seek", "nobody", "1")
+	expect(2, `there is no consumer "nobody"; plenumctl feed list has`, "feed", "seek", "nobody", "1")
 	expect(2, `"-1" is neither a position`, "feed", "seek", "--", "erp", "-1")
 	expect(2, `"noon" is neither a position`, "feed", "seek", "erp", "noon")
 	expect(2, "NAME and a POSITION", "feed", "seek", "erp")
@@ -95,7 +95,7 @@ func TestToolFeed(t *testing.T) {
 	s.exec(`insert into feed_consumer (name, position, required, target, delivering, attempts, failing_since, detail)
 		values ('hook', 1, true, 'webhook', 2, 4, now() - interval '1 hour', E'status 500\nno')`)
 	list := expect(0, "NAME", "feed", "list")
-	if want := "hook  1         2               "; !strings.Contains(list, want) || !strings.Contains(list, `4 refused: status 500\nno`) {
+	if want := "hook  1         2               "; !strings.Contains(list, want) || !strings.Contains(list, `nobody pushes; failing since `) || !strings.Contains(list, `4 refused: status 500\nno`) {
 		t.Errorf("no %q in\n%s", want, list)
 	}
 	var listed struct {
@@ -118,8 +118,12 @@ func TestToolFeed(t *testing.T) {
 	expect(2, `syncjob pushes to consumer "hook" (webhook)`, "feed", "read", "hook", "--commit")
 	s.stands("hook", 1)
 
+	out = expect(3, "feed: hook: no process pushes to its webhook; start a syncjob that has it in push; or", "doctor", "--sample", "0")
+	if want := "feed: erp: it stands at 0, and rows up to 1 have been dropped; to go on without them: plenumctl feed seek erp 1\n"; !strings.Contains(out, want) {
+		t.Errorf("no %q in\n%s", want, out)
+	}
 	expect(0, "erp is removed", "feed", "remove", "erp")
-	expect(1, `there is no consumer "erp"`, "feed", "remove", "erp")
+	expect(2, `there is no consumer "erp"`, "feed", "remove", "erp")
 	expect(2, "one NAME is needed", "feed", "remove")
 }
 

@@ -49,7 +49,7 @@ func TestToolSyncExplain(t *testing.T) {
 	}
 	out := expect(0, "live: a statement a day, with the day's bounds", "sync", "explain")
 	for _, part := range []string{
-		"50 rows of 1 days", "already processed, so that marking is not disturbed", "50 of 50 rows matched", "by id within 1 day", "by id alone",
+		"50 rows of 1 day", "already processed, so that marking is not disturbed", "50 of 50 rows matched", "by id within 1 day", "by id alone",
 		"→ every row is matched, in 1 partition", "A rollback does not undo: ", "dead versions of rows", "took from sequences",
 	} {
 		if !strings.Contains(out, part) {
@@ -237,7 +237,13 @@ func TestPlanWarning(t *testing.T) {
 	if n := ingest.metric(`plenum_plan_findings{statement="mark"}`); n != 1 {
 		t.Errorf("the metric is %v", n)
 	}
-	code, out, _ := s.ctl("doctor", "--sample", "0")
+	locked := s.hold("set local application_name = 'fool'; lock table only telemetry")
+	code, out, errs := s.ctl("doctor", "--sample", "100ms")
+	if code != 3 || !strings.Contains(out, "plans: cannot look: ") || errs != "" {
+		t.Errorf("beside a lock on the table the doctor exits %d:\n%s%s", code, out, errs)
+	}
+	locked()
+	code, out, _ = s.ctl("doctor", "--sample", "0")
 	if code != 3 || !strings.Contains(out, "plans: sequential scan of "+today) || !strings.Contains(out, "in the statements mark, feed_rows") {
 		t.Errorf("doctor exits %d:\n%s", code, out)
 	}

@@ -25,6 +25,7 @@ var checkups = []struct {
 }{
 	{"sessions", findOrphans},
 	{"sync", findSetAside},
+	{"feed", findConsumers},
 	{"plans", findSlowPlans},
 }
 
@@ -37,7 +38,7 @@ func Doctor(ctx context.Context, a *App, sample time.Duration) (all []Ailment, t
 	all = []Ailment{}
 	var errs []error
 	for _, c := range checkups {
-		found, err := c.find(ctx, a)
+		found, err := checkUp(ctx, a, c.find)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("check %s: %w", c.name, err))
 		}
@@ -60,6 +61,23 @@ func Doctor(ctx context.Context, a *App, sample time.Duration) (all []Ailment, t
 		}
 	}
 	return all, text, errors.Join(errs...)
+}
+
+// checkPatience bounds one check, which may wait for somebody's lock on a whole table.
+const checkPatience = 5 * time.Second
+
+// checkUp makes one check. That it had to wait too long is a finding of its own.
+func checkUp(ctx context.Context, a *App, find func(context.Context, *App) ([]Ailment, error)) ([]Ailment, error) {
+	looking, done := context.WithTimeout(ctx, checkPatience)
+	defer done()
+	found, err := find(looking, a)
+	if err != nil && ctx.Err() == nil && (isTimeout(err) || sqlCode(err) == "55P03") {
+		return []Ailment{{
+			Message: fmt.Sprintf("cannot look: %v", err),
+			Do:      "usually somebody holds a lock on a whole table: see the locks below, and ask again when it is gone",
+		}}, nil
+	}
+	return found, err
 }
 
 // setAsideAilment is a ledger line that was given up.

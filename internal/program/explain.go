@@ -47,14 +47,14 @@ type Trial struct {
 
 // TrialPart is how one partition was read, in all runs.
 type TrialPart struct {
-	Relation  string  `json:"relation"`
-	Scan      string  `json:"scan"`
-	Index     string  `json:"index,omitempty"`
-	RowsRead  int64   `json:"rows_read"`
-	RowsFound int64   `json:"rows_found"`
-	Hit       int64   `json:"buffers_hit"`
-	Read      int64   `json:"buffers_read"`
-	Time      float64 `json:"time_ms"`
+	Relation  string   `json:"relation"`
+	Scan      string   `json:"scan"`
+	Indexes   []string `json:"indexes,omitempty"`
+	RowsRead  int64    `json:"rows_read"`
+	RowsFound int64    `json:"rows_found"`
+	Hit       int64    `json:"buffers_hit"`
+	Read      int64    `json:"buffers_read"`
+	Time      float64  `json:"time_ms"`
 }
 
 // Trials is what SyncExplain found.
@@ -257,8 +257,8 @@ func (t *Trial) add(plan queryplan.Plan, r trialRun) {
 		part := TrialPart{
 			Relation: s.Relation, Scan: s.Type, RowsRead: s.RowsRead, RowsFound: s.RowsFound, Hit: s.SharedHit, Read: s.SharedRead, Time: s.Time,
 		}
-		if len(s.Conditions) > 0 {
-			part.Index = s.Conditions[0].Index
+		for _, c := range s.Conditions {
+			part.Indexes = append(part.Indexes, c.Index)
 		}
 		t.RowsRead += s.RowsRead
 		t.Parts = append(t.Parts, part)
@@ -289,7 +289,7 @@ func (t *Trial) judge() {
 		t.Verdict = append(t.Verdict, fmt.Sprintf("%s rows more than the batch has", queryplan.Thousands(-missing)))
 	}
 	if len(t.Verdict) == 0 {
-		text := fmt.Sprintf("every row is matched, in %s", plural(t.Touched(), "partition"))
+		text := fmt.Sprintf("every row is matched, in %s", Plural(t.Touched(), "partition"))
 		if len(small) > 0 {
 			text += fmt.Sprintf(", %d of them so small that a scan costs less than their index", len(small))
 		}
@@ -309,7 +309,8 @@ func (t *Trial) relations() map[string]bool {
 // Touched is the number of relations that were read.
 func (t *Trial) Touched() int { return len(t.relations()) }
 
-func plural(n int, noun string) string {
+// Plural is n and the noun, as 1 row or 2 rows.
+func Plural[N int | int64](n N, noun string) string {
 	if n == 1 {
 		return "1 " + noun
 	}

@@ -184,14 +184,14 @@ func (w *lockWatch) ailments() (found []Ailment, text string) {
 	}
 	if more := len(long) - len(found); more > 0 {
 		found = append(found, Ailment{
-			Subject: "other sessions", Message: plural(more, "more session") + " waiting for locks, none longer than these",
+			Subject: "other sessions", Message: Plural(more, "more session") + " waiting for locks, none longer than these",
 			Do: "end what is at the root of these first, then look again",
 		})
 	}
 	over := time.Duration(w.looks) * lookEvery
 	switch {
 	case len(short) > 0:
-		text = fmt.Sprintf("%s waited for a lock, for less than %s each, in %d looks over %s", plural(len(short), "session"), longWait, w.looks, over)
+		text = fmt.Sprintf("%s waited for a lock, for less than %s each, in %d looks over %s", Plural(len(short), "session"), longWait, w.looks, over)
 	case len(long) == 0:
 		text = fmt.Sprintf("no session waited for a lock in %d looks over %s", w.looks, over)
 	}

@@ -5,8 +5,6 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-
-	"plenum/pkg/partman"
 )
 
 // Abort takes away all that Init made: green with its partitions, the capture, the policies, the migration's own tables. It refuses
@@ -39,10 +37,7 @@ func (m *Migration) Abort(ctx context.Context) error {
 }
 
 func (m *Migration) uproot(ctx context.Context, tx pgx.Tx, p Pair) error {
-	if _, err := partman.Unregister(ctx, tx, m.cfg.Schema, p.Schema, p.name(Green)); err != nil {
-		return err
-	}
-	if err := m.begin(ctx, tx); err != nil { // partman has a lock timeout of its own
+	if err := m.release(ctx, tx, p, Blue); err != nil {
 		return err
 	}
 	// ACCESS EXCLUSIVE on blue, until the commit.

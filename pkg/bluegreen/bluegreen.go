@@ -2,6 +2,7 @@ package bluegreen
 
 import (
 	"errors"
+	"fmt"
 	"time"
 	"unicode/utf8"
 
@@ -36,7 +37,7 @@ func (s Side) suffix() string {
 
 // Config is what a Migration needs. Zero durations and counts take the defaults named here.
 type Config struct {
-	// Pool connects with the rights of the tables' owner, and not through a transaction pooler.
+	// Pool connects with the rights of the tables' owner, and not through a transaction pooler. It has 3 connections or more.
 	Pool *pgxpool.Pool
 	// Schema holds partition_policy, and this package's own tables while a migration is under way.
 	Schema string
@@ -88,10 +89,15 @@ type Migration struct {
 	cfg Config
 }
 
+const minConns = 3
+
 // New returns the migration; nothing is read or written before a method is called.
 func New(cfg Config) (*Migration, error) {
 	if cfg.Pool == nil || cfg.Schema == "" {
 		return nil, errors.New("blue/green: a pool and a schema are needed")
+	}
+	if n := cfg.Pool.Config().MaxConns; n < minConns {
+		return nil, fmt.Errorf("blue/green: a pool of %d connections: %d are needed, for the work, for partman's, and to look who is in the way (pool_max_conns)", n, minConns)
 	}
 	return &Migration{cfg: cfg.withDefaults()}, nil
 }
@@ -154,9 +160,11 @@ func (p Pair) table(s Side) string { return pgx.Identifier{p.Schema, p.name(s)}.
 
 const maxName = 63 // bytes of an identifier
 
-// passiveName is NAME_new or NAME_old, the name cut so that it fits.
-func passiveName(name string, s Side) string {
-	end := s.suffix()
+// passiveName is NAME_new or NAME_old.
+func passiveName(name string, s Side) string { return cutName(name, s.suffix()) }
+
+// cutName cuts a name so that it fits with the end.
+func cutName(name, end string) string {
 	n := min(len(name), maxName-len(end))
 	for n > 0 && n < len(name) && !utf8.RuneStart(name[n]) {
 		n--

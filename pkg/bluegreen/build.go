@@ -9,8 +9,8 @@ import (
 )
 
 const pairSQL = `
-insert into %s (n, table_schema, table_name, key_column, id_column, id_type, blue, green, low, high, retention, accepted)
-values ($1, $2, $3, $4, $5, $6, $7, $8::regclass, $9, $10, $11, coalesce($12, array[]::text[]))`
+insert into %s (n, table_schema, table_name, key_column, id_column, id_type, blue, green, low, high, retention, premake, accepted)
+values ($1, $2, $3, $4, $5, $6, $7, $8::regclass, $9, $10, $11, $12, coalesce($13, array[]::text[]))`
 
 // build makes green of pair n, empty and without a partition, and writes down the pair: all in the caller's transaction.
 // On blue it takes ACCESS SHARE, which the caller has already; nobody sees green before the commit.
@@ -22,7 +22,7 @@ func (m *Migration) build(ctx context.Context, tx pgx.Tx, n int, s shape, accept
 		func() error { return b.carry(ownSQL, b.s.OID) },
 		func() error {
 			return b.run(fmt.Sprintf(pairSQL, pgx.Identifier{b.state, "bluegreen_pair"}.Sanitize()),
-				n, s.Schema, s.Name, s.Key, s.ID, s.IDType, s.OID, b.table, s.Low, s.High, s.Retention, accepted)
+				n, s.Schema, s.Name, s.Key, s.ID, s.IDType, s.OID, b.table, s.Low, s.High, s.Retention, s.Premake, accepted)
 		},
 		b.indexes, b.replica, b.sequences, b.triggers,
 	} {
@@ -143,14 +143,25 @@ func (b *builder) indexes() error {
 		sql := fmt.Sprintf("create index %s on %s %s", pgx.Identifier{name}.Sanitize(), b.table, strings.Replace(i.Tail, " NULLS NOT DISTINCT", "", 1))
 		switch {
 		case i.Constraint != "" && i.carries():
-			sql = fmt.Sprintf("alter table %s add constraint %s %s", b.table, pgx.Identifier{name}.Sanitize(), i.Constraint)
+			sql = fmt.Sprintf("alter table %s add constraint %s %s%s%s", b.table, pgx.Identifier{name}.Sanitize(), i.Constraint, i.with(), i.Deferred)
 		case i.Unique && i.carries():
 			sql = fmt.Sprintf("create unique index %s on %s %s", pgx.Identifier{name}.Sanitize(), b.table, i.Tail)
 		}
 		if err := b.run(sql); err != nil {
 			return err
 		}
-		if err := b.name("index", i.Name, i.OID, pgx.Identifier{b.s.Schema, name}.Sanitize()); err != nil {
+		quoted := pgx.Identifier{b.s.Schema, name}.Sanitize()
+		if i.Tablespace != "" {
+			if err := b.run(fmt.Sprintf("alter index %s set tablespace %s", quoted, pgx.Identifier{i.Tablespace}.Sanitize())); err != nil {
+				return err
+			}
+		}
+		if i.Comment != "" {
+			if err := b.run(fmt.Sprintf("comment on index %s is %s", quoted, literal(i.Comment))); err != nil {
+				return err
+			}
+		}
+		if err := b.name("index", i.Name, i.OID, quoted); err != nil {
 			return err
 		}
 	}

@@ -204,8 +204,20 @@ with recursive leaf as (
 )
 select max(high) from reach`
 
-// widen moves the scope's end to where green's partitions end. Blue's rows between were not in the scope: their ids are logged.
+// takeOverSQL: a row of which green has the id, or had it and the log tells, is none that blue alone has.
+const takeOverSQL = `
+insert into %[1]s (%[2]s) overriding system value
+select %[2]s from %[3]s b where %[4]s >= $1::timestamptz and %[4]s < $2::timestamptz
+   and not exists (select from %[1]s g where g.%[5]s = b.%[5]s) and not exists (select from %[6]s l where l.id = b.%[5]s or l.id is null)`
+
+// widen moves the scope's end to where green's partitions end. Blue's rows between were not in the scope. Where blue is active their
+// ids are logged; where green is, it is given the rows: the drain, which then makes blue as green is, would delete them.
 func (m *Migration) widen(ctx context.Context, conn *pgx.Conn, p Pair) error {
+	key := pgx.Identifier{p.Key}.Sanitize()
+	sql := fmt.Sprintf("insert into %s (id) select %s from %s where %s >= $1::timestamptz and %s < $2::timestamptz", m.logTable(p), p.id(), p.table(Blue), key, key)
+	if p.Active == Green {
+		sql = fmt.Sprintf(takeOverSQL, p.table(Green), p.columns(), p.table(Blue), key, p.id(), m.logTable(p))
+	}
 	err := m.locking(ctx, conn, func(tx pgx.Tx) error {
 		var high time.Time
 		if err := tx.QueryRow(ctx, reachSQL, p.Green, p.High).Scan(&high); err != nil {
@@ -214,12 +226,10 @@ func (m *Migration) widen(ctx context.Context, conn *pgx.Conn, p Pair) error {
 		if high = high.UTC(); !high.After(p.High) {
 			return nil
 		}
-		key := pgx.Identifier{p.Key}.Sanitize()
-		sql := fmt.Sprintf("insert into %s (id) select %s from %s where %s >= $1::timestamptz and %s < $2::timestamptz",
-			m.logTable(p), pgx.Identifier{p.ID}.Sanitize(), p.table(Blue), key, key)
 		if _, err := tx.Exec(ctx, sql, p.High, high); err != nil {
 			return err
 		}
+		m.cfg.Step("rows taken over")
 		_, err := tx.Exec(ctx, fmt.Sprintf("update %s set high = $2 where n = $1", m.own("bluegreen_pair")), p.N, high)
 		return err
 	})

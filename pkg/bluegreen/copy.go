@@ -257,10 +257,6 @@ func (m *Migration) clearLog(ctx context.Context, tx pgx.Tx, p Pair) error {
 	if _, err := tx.Exec(ctx, "delete from "+m.logTable(p)); err != nil {
 		return err
 	}
-	there, err := m.stuckThere(ctx, tx)
-	if err != nil || !there {
-		return err
-	}
-	_, err = tx.Exec(ctx, fmt.Sprintf("delete from %s where pair = $1", m.own("bluegreen_stuck")), p.N)
+	_, err := tx.Exec(ctx, fmt.Sprintf("delete from %s where pair = $1", m.own("bluegreen_stuck")), p.N)
 	return err
 }

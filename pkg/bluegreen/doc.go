@@ -16,24 +16,32 @@
 // swap therefore changes no trigger of ours, and what somebody writes into the passive side is undone by the next drain.
 //
 // Copy reads the active side in order of its pages, in batches, each a transaction that also moves the cursor. The log is not
-// drained before the copy is complete, so that a batch is a plain INSERT … SELECT: nothing of it can be there yet. A
+// drained before the copy is complete. A batch is an INSERT … SELECT … ON CONFLICT DO NOTHING: a row that was changed since the
+// capture began may be met twice, in its old place and its new one, and whichever version comes, the drain makes it right. A
 // table that was rewritten (VACUUM FULL, TRUNCATE) has another file: the passive side is emptied and the copy begins again.
 //
 // Drain takes entries of the log, makes the passive side's rows of these ids what the active side has, and deletes the
-// entries, in one snapshot. An id that is written meanwhile has another entry, which that snapshot does not see.
+// entries, in one snapshot. An id that is written meanwhile has another entry, which that snapshot does not see. An id of which the
+// passive side refuses a row (a unique key, a check, a foreign key) is set aside in bluegreen_stuck, tried again by each Sync,
+// and stops every swap: the refusal says how to keep these rows apart.
 //
-// Verify compares both sides per day, in one snapshot, without the ids that are in the log: there they may differ.
+// Verify compares both sides per day, in one snapshot, without the ids that are in the log or set aside: there they may differ. Each swap,
+// a rollback, too, begins with it, unless it is told not to.
+//
+// Green is kept by partman from Init on, as blue is where blue is partman's. Nothing retires from either side until Finish or Abort; days
+// are made all the while, by whoever runs a partition manager. Green's scope grows with its days.
 //
 // # Invariants
 //
-// For each id that is in no entry of the log, and each row within the table's scope, both sides have the same row: in
+// For each id that is in no entry of the log and not set aside, and each row within the table's scope, both sides have the same row: in
 // every snapshot taken after the copy is complete. The scope of green is the range [low, high) of the key that its
 // partitions cover; rows of blue outside of it, with a key that is NULL or infinite or of a day that is not kept, stay
 // where they are and are never deleted.
 //
 // A swap is one transaction: locks, the rest of the log, names, triggers of the application, sequences, policies. It
-// commits or it did not happen, and says on the next call what is so. It is refused while anything that was found and not
-// accepted stands, while verify finds a difference, and where no partition manager keeps the green table.
+// commits or it did not happen, and says on the next call what is so. It is refused while verify finds a difference or an id is set
+// aside; to green, too, while anything that was found and not accepted stands, and where no partition manager has been at work lately.
+// A rollback asks for neither.
 //
 // Nobody waits longer than Config.LockTimeout for a lock that this package has asked for, and in all no longer than
 // Config.Budget for one swap.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -121,14 +122,32 @@ type Stuck struct {
 
 func (s Stuck) String() string { return fmt.Sprintf("id %s: %s", s.ID, s.Why) }
 
-const stuckSQL = `
-create table if not exists %s (
-	pair integer not null,
-	id   text not null,
-	why  text not null,
-	at   timestamptz not null default now(),
-	primary key (pair, id)
-)`
+// StuckError says that a swap would lose rows, which the passive side does not take.
+type StuckError struct {
+	Table   string  `json:"table"` // quoted
+	Passive string  `json:"passive"`
+	Stuck   []Stuck `json:"rows"` // the first of them
+	// Aside are statements that move the rows of all these ids from the active side to a table of their own, where nothing
+	// refuses them: what an operator does who has no time to correct them.
+	Aside []string `json:"aside"`
+}
+
+func (e *StuckError) Error() string {
+	return fmt.Sprintf("table %s refuses rows of %s, the first %d: %v; correct these rows, or what refuses them; or keep them apart and put them right later: %s",
+		e.Passive, e.Table, len(e.Stuck), e.Stuck, strings.Join(e.Aside, "; "))
+}
+
+func (m *Migration) aside(p Pair) []string {
+	table := pgx.Identifier{p.Schema, cutName(p.Name, "_aside")}.Sanitize()
+	from := fmt.Sprintf("from %s where %s in (select id::%s from %s where pair = %d)", p.table(p.Active), p.id(), p.IDType, m.own("bluegreen_stuck"), p.N)
+	return []string{
+		fmt.Sprintf("begin; lock table %s in share row exclusive mode", p.table(p.Active)),
+		fmt.Sprintf("create table if not exists %s as table %s with no data", table, p.table(p.Active)),
+		fmt.Sprintf("insert into %s select * %s", table, from),
+		"delete " + from,
+		"commit",
+	}
+}
 
 const parkSQL = `
 with taken as (delete from %[1]s where seq = (select min(seq) from %[1]s) returning id::text as id),
@@ -139,9 +158,6 @@ select id from taken`
 // in the way of another's.
 func (m *Migration) park(ctx context.Context, conn *pgx.Conn, p Pair, why error) error {
 	err := m.snapshot(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, fmt.Sprintf(stuckSQL, m.own("bluegreen_stuck"))); err != nil {
-			return err
-		}
 		var id string
 		if err := tx.QueryRow(ctx, fmt.Sprintf(parkSQL, m.logTable(p), m.own("bluegreen_stuck")), p.N, why.Error()).Scan(&id); err != nil {
 			return err
@@ -158,17 +174,8 @@ func (m *Migration) park(ctx context.Context, conn *pgx.Conn, p Pair, why error)
 	return nil
 }
 
-func (m *Migration) stuckThere(ctx context.Context, db queryer) (there bool, err error) {
-	err = db.QueryRow(ctx, "select to_regclass($1) is not null", m.own("bluegreen_stuck")).Scan(&there)
-	return there, err
-}
-
 // stuck lists the first ids that the passive side does not take.
 func (m *Migration) stuck(ctx context.Context, db queryer, p Pair) ([]Stuck, error) {
-	there, err := m.stuckThere(ctx, db)
-	if err != nil || !there {
-		return nil, err
-	}
 	rows, err := db.Query(ctx, fmt.Sprintf("select id, why from %s where pair = $1 order by at, id limit 10", m.own("bluegreen_stuck")), p.N)
 	if err != nil {
 		return nil, err
@@ -178,12 +185,8 @@ func (m *Migration) stuck(ctx context.Context, db queryer, p Pair) ([]Stuck, err
 
 // unpark gives the ids that were refused another chance.
 func (m *Migration) unpark(ctx context.Context, conn *pgx.Conn, p Pair) error {
-	there, err := m.stuckThere(ctx, conn)
-	if err != nil || !there {
-		return err
-	}
 	sql := fmt.Sprintf("with s as (delete from %s where pair = $1 returning id) insert into %s (id) select id::%s from s", m.own("bluegreen_stuck"), m.logTable(p), p.IDType)
-	err = m.locking(ctx, conn, func(tx pgx.Tx) error {
+	err := m.locking(ctx, conn, func(tx pgx.Tx) error {
 		_, err := tx.Exec(ctx, sql, p.N)
 		return err
 	})

@@ -89,12 +89,38 @@ func renameTables(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
 		fmt.Sprintf("alter table %s rename to %s", p.table(to), pgx.Identifier{p.Name}.Sanitize()))
 }
 
-// namesSQL finds both sides' objects. One that was made anew, as REINDEX CONCURRENTLY does, has its name still.
+// namesSQL finds both sides' objects.
 const namesSQL = `
-select n.kind, n.name,
-       (select c.relname from pg_class c where c.oid = coalesce((select oid from pg_class where oid = n.%[2]s), to_regclass(format('%%I.%%I', $2::text, n.name)))),
-       (select c.relname from pg_class c where c.oid = n.%[3]s)
+select n.kind, n.name, (select c.relname from pg_class c where c.oid = n.%[2]s), (select c.relname from pg_class c where c.oid = n.%[3]s)
   from %[1]s n where n.pair = $1 order by n.kind, n.name`
+
+const lostSQL = `select name from %[1]s n where pair = $1 and kind = 'index' and not exists (select from pg_class where oid = n.%[2]s)`
+
+const foundSQL = `
+update %[1]s n set %[2]s = c.oid from pg_class c join pg_index x on x.indexrelid = c.oid
+ where n.pair = $1 and n.kind = 'index' and n.name = $2 and x.indrelid = $3 and c.relname = $4`
+
+// findNames finds the indexes of a side that were made anew, as REINDEX CONCURRENTLY does: each by its name.
+func (m *Migration) findNames(ctx context.Context, tx pgx.Tx, p Pair, side Side) error {
+	rows, err := tx.Query(ctx, fmt.Sprintf(lostSQL, m.own("bluegreen_name"), side), p.N)
+	if err != nil {
+		return err
+	}
+	lost, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, name := range lost {
+		called := name
+		if side != p.Active {
+			called = passiveName(name, side)
+		}
+		if _, err := tx.Exec(ctx, fmt.Sprintf(foundSQL, m.own("bluegreen_name"), side), p.N, name, p.oid(side), called); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 type follower struct {
 	Kind, Name      string
@@ -104,7 +130,12 @@ type follower struct {
 // renameNames exchanges the names of indexes and identity sequences. A sequence of the new active side goes on where the other is: no
 // rollback undoes that, but a passive side's is never asked.
 func (m *Migration) renameNames(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
-	rows, err := tx.Query(ctx, fmt.Sprintf(namesSQL, m.own("bluegreen_name"), p.Active, to), p.N, p.Schema)
+	for _, side := range []Side{p.Active, to} {
+		if err := m.findNames(ctx, tx, p, side); err != nil {
+			return err
+		}
+	}
+	rows, err := tx.Query(ctx, fmt.Sprintf(namesSQL, m.own("bluegreen_name"), p.Active, to), p.N)
 	if err != nil {
 		return err
 	}
@@ -211,22 +242,4 @@ select sql from (
 func movePublications(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
 	after := p.renamed(to)
 	return runListed(ctx, tx, publicationsSQL, p.oid(p.Active), after.table(p.Active), after.table(to))
-}
-
-const movePolicySQL = `update %s set table_name = $3 where (table_schema, table_name) = ($1, $2)`
-
-// movePolicies has partman's policies follow the names.
-func (m *Migration) movePolicies(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
-	var there bool
-	if err := tx.QueryRow(ctx, "select to_regclass($1) is not null", m.own("partition_policy")).Scan(&there); err != nil || !there {
-		return err
-	}
-	sql := fmt.Sprintf(movePolicySQL, m.own("partition_policy"))
-	after := p.renamed(to)
-	for _, side := range []Side{p.Active, to} { // the name is free before it is taken
-		if _, err := tx.Exec(ctx, sql, p.Schema, p.name(side), after.name(side)); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -66,8 +66,10 @@ select distinct kind, name from (
 	 union all
 	select 'not-valid', k.conname from b join pg_constraint k on k.conrelid = b.oid where k.contype = 'c' and not k.convalidated
 	 union all
+	select 'statistics', s.stxnamespace::regnamespace || '.' || quote_ident(s.stxname) from b join pg_statistic_ext s on s.stxrelid = b.oid where coalesce(s.stxstattarget, -1) >= 0
+	 union all
 	select 'toast-storage', array_to_string(t.reloptions, ', ') from b join pg_class t on t.oid = b.reltoastrelid where t.reloptions is not null
- union all
+	 union all
 	select 'publication', pubname from b join pg_publication p on p.puballtables or exists (select from pg_publication_namespace s
 	    join pg_class c on c.relnamespace = s.pnnspid where s.pnpubid = p.oid and c.oid = b.oid)
 ) f (kind, name) order by kind, name`
@@ -81,18 +83,25 @@ var words = map[string][2]string{
 	"row-type":       {"%s has a column of the old table's row type", "after the swap change the column's type"},
 	"policy":         {"row security policy %s reads the old table, also after a swap", "after the swap drop it and create it again"},
 	"foreign-key-in": {"foreign key %s refers to the old table; a partitioned one has no unique key for it", "drop the foreign key before the swap, else its table's new rows are refused"},
-	"foreign-key":    {"foreign key %s is not on the new table", "after finish add it: alter table %[2]s add constraint …"},
-	"no-inherit":     {"check %s is marked NO INHERIT, which is not possible on a partitioned table", "nothing: the new table has the check without the mark"},
-	"not-valid":      {"check %s was never validated: the new table refuses the rows that violate it", "validate it, and repair these rows first: alter table %[2]s validate constraint …"},
-	"toast-storage":  {"storage parameters of the TOAST table (%s) are not set on partitions", "set them on partitions by hand where they matter"},
-	"exclusion":      {"exclusion constraint %s is not on the new table", "see that the application can do without it"},
-	"unique":         {"unique key %s does not have the column to partition by: the new table has it as an index that is not unique, and on conflict (…) on it fails", "see that the application can do without it"},
-	"trigger":        {"trigger %s is for each row and has transition tables: a partitioned table cannot have it", "make it a statement trigger"},
-	"publication":    {"publication %s is of all tables, or of the schema's: it has the new table from init on, and a subscriber without one of that name stops", "create the table there and refresh the subscription right after init, or publish tables by name"},
-	"null-key":       {"%s have no key: no partition takes them", "give them a key, else they stay in the old table alone"},
-	"infinite-key":   {"%s have a key that is infinite: no partition takes them", "give them another key, else they stay in the old table alone"},
-	"old-rows":       {"%s are older than what is kept", "keep more with a longer retention, else they stay in the old table alone"},
-	"future-rows":    {"%s are later than the last partition", "correct them, or premake more days; they are taken over when their day is made"},
+	"foreign-key": {
+		"foreign key %s is not on the new table; on the old one it stands after a swap, and refuses to let a row go that the application has ceased to refer to a moment ago",
+		"drop it before the swap, unless what it refers to never goes; after finish add it to each partition as not valid, validate these, then add it to the table, which takes them over",
+	},
+	"no-inherit":       {"check %s is marked NO INHERIT, which is not possible on a partitioned table", "nothing: the new table has the check without the mark"},
+	"not-valid":        {"check %s was never validated: the new table refuses the rows that violate it", "validate it, and repair these rows first: alter table %[2]s validate constraint …"},
+	"toast-storage":    {"storage parameters of the TOAST table (%s) are not set on partitions", "set them on partitions by hand where they matter"},
+	"exclusion":        {"exclusion constraint %s is not on the new table", "see that the application can do without it"},
+	"unique":           {"unique key %s does not have the column to partition by: the new table has it as an index that is not unique, and on conflict (…) on it fails", "see that the application can do without it"},
+	"trigger":          {"trigger %s is for each row and has transition tables: a partitioned table cannot have it", "make it a statement trigger"},
+	"trigger-table":    {"trigger %s is for each row and asks for the table's name, which is the partition's then", "have the function not ask: give it the name as an argument, tg_argv[0]"},
+	"trigger-key":      {"trigger %s sets, as it seems, the column to partition by, before the row is written: where that is of another day than the row had, the row is refused", "set it in the application, or by the column's default"},
+	"index-statistics": {"index %s has a statistics target, which its partitions have not", "set it on the column, or on the partitions' indexes where it matters"},
+	"statistics":       {"statistics object %s has a target, which that of the new table has not", "alter statistics … set statistics on the new table's and its partitions'"},
+	"publication":      {"publication %s is of all tables, or of the schema's: it has the new table from init on, and a subscriber without one of that name stops", "create the table there and refresh the subscription right after init, or publish tables by name"},
+	"null-key":         {"%s have no key: no partition takes them", "give them a key, else they stay in the old table alone"},
+	"infinite-key":     {"%s have a key that is infinite: no partition takes them", "give them another key, else they stay in the old table alone"},
+	"old-rows":         {"%s are older than what is kept", "keep more with a longer retention, else they stay in the old table alone"},
+	"future-rows":      {"%s are later than the last partition", "correct them, or premake more days; they are taken over when their day is made"},
 }
 
 func (s shape) finding(kind, object string) Finding {
@@ -124,10 +133,20 @@ func (s shape) findings(ctx context.Context, tx pgx.Tx, accepted []string) ([]Fi
 		case !i.carries() && !i.OnlyID:
 			add("unique", i.Name)
 		}
+		if i.Targets {
+			add("index-statistics", i.Name)
+		}
 	}
 	for _, g := range s.Triggers {
 		if !g.Fits {
 			add("trigger", g.Name)
+			continue
+		}
+		if g.NamesTable {
+			add("trigger-table", g.Name)
+		}
+		if g.SetsKey {
+			add("trigger-key", g.Name)
 		}
 	}
 	rows, err := tx.Query(ctx, boundSQL, s.OID)

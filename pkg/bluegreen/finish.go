@@ -5,12 +5,10 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-
-	"plenum/pkg/partman"
 )
 
 // Finish ends the migration with green active: the capture ends, retention is resumed, and where drop is set the old tables are
-// dropped. It refuses while a blue table is active.
+// dropped; else they stay, and partman keeps them no longer. It refuses while a blue table is active.
 func (m *Migration) Finish(ctx context.Context, drop bool) error {
 	return m.exclusive(ctx, func(conn *pgx.Conn) error {
 		pairs, err := readPairs(ctx, conn, m.cfg.Schema)
@@ -34,10 +32,7 @@ func (m *Migration) Finish(ctx context.Context, drop bool) error {
 }
 
 func (m *Migration) finish(ctx context.Context, tx pgx.Tx, p Pair, drop, last bool) error {
-	if err := m.resumeRetention(ctx, tx, p); err != nil {
-		return err
-	}
-	if err := m.begin(ctx, tx); err != nil { // partman has a lock timeout of its own
+	if err := m.release(ctx, tx, p, Green); err != nil {
 		return err
 	}
 	// ACCESS EXCLUSIVE on both, until the commit.
@@ -53,25 +48,4 @@ func (m *Migration) finish(ctx context.Context, tx pgx.Tx, p Pair, drop, last bo
 		return err
 	}
 	return m.forget(ctx, tx, p, last, false)
-}
-
-// resumeRetention undoes pauseRetention. What keeps less waits for a person's word, as partman has it: see [partman.Manager.Confirm].
-func (m *Migration) resumeRetention(ctx context.Context, tx pgx.Tx, p Pair) error {
-	var days int
-	if err := tx.QueryRow(ctx, fmt.Sprintf("select retention from %s where n = $1", m.own("bluegreen_pair")), p.N).Scan(&days); err != nil {
-		return err
-	}
-	list, err := partman.Registered(ctx, tx, m.cfg.Schema)
-	if err != nil {
-		return err
-	}
-	for _, policy := range list {
-		if policy.Schema != p.Schema || policy.Table != p.name(Green) || days == 0 {
-			continue
-		}
-		policy.Retention, policy.Expired = days, partman.ExpiredDrop
-		_, err := partman.Register(ctx, tx, m.cfg.Schema, policy)
-		return err
-	}
-	return nil
 }

@@ -10,6 +10,7 @@ import (
 
 	"plenum/internal/devenv/devtest"
 	"plenum/pkg/bluegreen"
+	"plenum/pkg/partman"
 )
 
 func TestMain(m *testing.M) { devtest.Main(m) }
@@ -90,7 +91,43 @@ func (y *yard) init(tables ...string) bluegreen.Report {
 	if err != nil {
 		y.Fatalf("init %q: %v", tables, err)
 	}
+	y.round()
 	return r
+}
+
+// round is one of partman's, as a program has it that runs beside.
+func (y *yard) round() {
+	y.Helper()
+	p, err := partman.New(partman.Config{Pool: y.pool, Schema: "public"})
+	if err != nil {
+		y.Fatal(err)
+	}
+	for _, loop := range []partman.Loop{partman.CreateLoop, partman.RetireLoop} {
+		if _, err := p.RunOnce(y.ctx, loop); err != nil {
+			y.Fatal(err)
+		}
+	}
+}
+
+// there goes to green and back again, with write on each side; both sides are alike each time. Tables are quoted as SQL has them.
+func (y *yard) there(table, old, green, write string) {
+	y.Helper()
+	y.round()
+	y.sync()
+	y.exec(write)
+	y.swap(bluegreen.Green)
+	y.alike(table, old)
+	y.is("p", "select relkind from pg_class where oid = $1::text::regclass", table)
+	y.exec(write)
+	y.swap(bluegreen.Blue)
+	y.alike(table, green)
+	y.exec(write)
+	y.sync()
+	y.sync()
+	if list := y.verify(); len(list) > 0 {
+		y.Errorf("differences %v", list)
+	}
+	y.alike(table, green)
 }
 
 // text is the result of a query of one value.

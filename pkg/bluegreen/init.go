@@ -30,7 +30,7 @@ type InitOptions struct {
 const defaultPremake = 7
 
 // Init builds green for each table, gives it the days of the data, and begins to capture changes. Called again, it goes on where
-// it was killed, and accepts more; it refuses other tables, another key, id or retention. What it finds and nobody has accepted yet is in the report, and
+// it was killed, and accepts more; it refuses other tables, another key, id, retention or premake. What it finds and nobody has accepted yet is in the report, and
 // does not stop it.
 func (m *Migration) Init(ctx context.Context, o InitOptions) (report Report, err error) {
 	targets, err := o.targets(m.cfg.Schema)
@@ -98,9 +98,6 @@ func (m *Migration) plant(ctx context.Context, tx pgx.Tx, targets []target, acce
 	if err := partman.Install(ctx, tx, m.cfg.Schema); err != nil {
 		return err
 	}
-	if err := m.begin(ctx, tx); err != nil { // partman has a lock timeout of its own
-		return err
-	}
 	if _, err := tx.Exec(ctx, fmt.Sprintf(stateSQL, pgx.Identifier{m.cfg.Schema}.Sanitize())); err != nil {
 		return fmt.Errorf("make the migration's tables in schema %q: %w", m.cfg.Schema, err)
 	}
@@ -163,23 +160,26 @@ func (m *Migration) look(ctx context.Context, tx pgx.Tx, t target, accept []stri
 	return s, found, err
 }
 
-const resumeSQL = `select n, retention, accepted from %s order by n`
+const resumeSQL = `select n, retention, premake, accepted from %s order by n`
 
 // resume refuses what differs from the migration that is under way, and accepts what it did not before.
 func (m *Migration) resume(ctx context.Context, conn *pgx.Conn, targets []target, pairs []Pair, accept []string) error {
 	var have, want []string
-	retention := make(map[int]int)
+	kept := make(map[int]target)
 	rows, err := conn.Query(ctx, fmt.Sprintf(resumeSQL, m.own("bluegreen_pair")))
 	if err != nil {
 		return err
 	}
-	var n, days int
+	var n int
+	var t target
 	var accepted []string
-	if _, err := pgx.ForEachRow(rows, []any{&n, &days, &accepted}, func() error { retention[n] = days; return nil }); err != nil {
+	if _, err := pgx.ForEachRow(rows, []any{&n, &t.Retention, &t.Premake, &accepted}, func() error { kept[n] = t; return nil }); err != nil {
 		return err
 	}
 	for _, p := range pairs {
-		have = append(have, target{Schema: p.Schema, Name: p.Name, Key: p.Key, ID: p.ID, Retention: retention[p.N]}.String())
+		t := kept[p.N]
+		t.Schema, t.Name, t.Key, t.ID = p.Schema, p.Name, p.Key, p.ID
+		have = append(have, t.String())
 	}
 	for _, t := range targets {
 		want = append(want, t.String())
@@ -207,7 +207,7 @@ func (m *Migration) resume(ctx context.Context, conn *pgx.Conn, targets []target
 }
 
 func (t target) String() string {
-	return fmt.Sprintf("%s by %s with id %s and retention %d", t.quoted(), t.Key, t.ID, t.Retention)
+	return fmt.Sprintf("%s by %s with id %s, retention %d and premake %d", t.quoted(), t.Key, t.ID, t.Retention, t.Premake)
 }
 
 // complete does what is left after green was built: each step is nothing where it was done.
@@ -218,14 +218,13 @@ func (m *Migration) complete(ctx context.Context, conn *pgx.Conn) error {
 	}
 	for _, p := range pairs {
 		var captured bool
-		var begun time.Time
-		if err := conn.QueryRow(ctx, fmt.Sprintf("select captured, begun_at from %s where n = $1", m.own("bluegreen_pair")), p.N).Scan(&captured, &begun); err != nil {
+		if err := conn.QueryRow(ctx, fmt.Sprintf("select captured_at is not null from %s where n = $1", m.own("bluegreen_pair")), p.N).Scan(&captured); err != nil {
 			return err
 		}
 		if captured {
 			continue
 		}
-		policy, err := m.pauseRetention(ctx, conn, p, int(p.High.Sub(begun.UTC().Truncate(24*time.Hour))/(24*time.Hour))-1)
+		policy, err := m.manage(ctx, conn, pairs, p)
 		if err != nil {
 			return err
 		}
@@ -244,31 +243,11 @@ func (m *Migration) complete(ctx context.Context, conn *pgx.Conn) error {
 			}
 			m.cfg.Step("captured " + string(side))
 		}
-		if _, err := conn.Exec(ctx, fmt.Sprintf("update %s set captured = true where n = $1", m.own("bluegreen_pair")), p.N); err != nil {
+		if _, err := conn.Exec(ctx, fmt.Sprintf("update %s set captured_at = clock_timestamp() where n = $1", m.own("bluegreen_pair")), p.N); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-const storageSQL = `
-select coalesce(l.reloptions, '{}') from pg_class l where l.oid = coalesce(
-       (select max(r.relid::oid) from pg_partition_tree($1::oid) r where r.isleaf and r.relid <> $1::oid), $1::oid)`
-
-// pauseRetention registers green with partman so that nothing of it leaves while a swap can be reversed. For now that is a policy that
-// keeps all, which covers [Low, today]; Finish gives it the retention that Init was called with.
-func (m *Migration) pauseRetention(ctx context.Context, conn *pgx.Conn, p Pair, premake int) (partman.Policy, error) {
-	policy := partman.Policy{Schema: p.Schema, Table: p.name(Green), Key: p.Key, Step: partman.Day, Premake: premake, Storage: map[string]string{}}
-	var options []string
-	if err := conn.QueryRow(ctx, storageSQL, p.Blue).Scan(&options); err != nil {
-		return policy, fmt.Errorf("read the storage parameters of %s: %w", p.table(Blue), err)
-	}
-	for _, o := range options {
-		k, v, _ := strings.Cut(o, "=")
-		policy.Storage[k] = v
-	}
-	_, err := partman.Register(ctx, conn, m.cfg.Schema, policy)
-	return policy, err
 }
 
 // makeDays has partman create the days from Low on, which no policy that keeps all asks for by itself. Another instance may be

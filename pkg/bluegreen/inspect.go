@@ -56,7 +56,12 @@ type index struct {
 	Name       string
 	Unique     bool
 	Exclusion  bool
-	Constraint string // the clause of the primary key or unique constraint that it is of
+	Constraint string // the clause of the primary key or unique constraint that it is of, but for when it is checked
+	Deferred   string // that, empty for at once
+	Options    string // of its storage, as WITH takes them
+	Tablespace string // "" is the default
+	Comment    string // of the constraint, or else of the index
+	Targets    bool   // an expression of it has a statistics target
 	Tail       string // of its definition: what follows the table's name
 	HasKey     bool   // the key column is one of its columns
 	LeadsByID  bool   // a b-tree of all rows, the id column first
@@ -65,6 +70,13 @@ type index struct {
 
 // carries says that green's index can be what blue's is, and not only serve the same statements.
 func (i index) carries() bool { return !i.Unique || i.HasKey }
+
+func (i index) with() string {
+	if i.Options == "" {
+		return ""
+	}
+	return " with (" + i.Options + ")"
+}
 
 // sequence is that of an identity column.
 type sequence struct {
@@ -77,6 +89,8 @@ type trigger struct {
 	Name, Definition, On string // On is the part of the definition that names the table
 	Enabled              string
 	Fits                 bool // a partitioned table can have it
+	NamesTable           bool // it runs for each row and asks for the table's name, which is then the partition's
+	SetsKey              bool // it runs before a row is written and sets the key, by which the row's partition is chosen before
 }
 
 const shapeSQL = `
@@ -106,7 +120,12 @@ select count(*), count(*) filter (where %[1]s is null), count(*) filter (where n
   from %[2]s`
 
 const indexesSQL = `
-select x.indexrelid, ic.relname, x.indisunique, x.indisexclusion, coalesce(pg_get_constraintdef(k.oid), ''),
+select x.indexrelid, ic.relname, x.indisunique, x.indisexclusion,
+       coalesce(regexp_replace(pg_get_constraintdef(k.oid), '( DEFERRABLE)?( INITIALLY DEFERRED)?$', ''), ''),
+       concat(case when k.condeferrable then ' deferrable' end, case when k.condeferred then ' initially deferred' end),
+       (select coalesce(string_agg(split_part(o, '=', 1) || ' = ' || quote_literal(substr(o, 2 + length(split_part(o, '=', 1)))), ', '), '') from unnest(ic.reloptions) o),
+       coalesce(s.spcname, ''), coalesce(obj_description(k.oid, 'pg_constraint'), obj_description(ic.oid, 'pg_class'), ''),
+       exists (select from pg_attribute a where a.attrelid = ic.oid and coalesce(a.attstattarget, -1) >= 0),
        substr(pg_get_indexdef(x.indexrelid), 1 + length(format('CREATE %sINDEX %I ON %s%I.%I ',
          case when x.indisunique then 'UNIQUE ' else '' end, ic.relname,
          case when ic.relkind = 'I' then 'ONLY ' else '' end, n.nspname, c.relname))),
@@ -116,6 +135,7 @@ select x.indexrelid, ic.relname, x.indisunique, x.indisexclusion, coalesce(pg_ge
   from pg_index x
   join pg_class ic on ic.oid = x.indexrelid
   join pg_am am on am.oid = ic.relam
+  left join pg_tablespace s on s.oid = ic.reltablespace
   join pg_class c on c.oid = x.indrelid
   join pg_namespace n on n.oid = c.relnamespace
   left join pg_constraint k on k.conindid = x.indexrelid and k.conrelid = c.oid and k.contype in ('p', 'u')
@@ -132,8 +152,10 @@ select s.oid, s.relname, a.attname
 
 const triggersSQL = `
 select g.tgname, pg_get_triggerdef(g.oid), format(' ON %I.%I ', n.nspname, c.relname), g.tgenabled::text,
-       g.tgtype & 1 = 0 or (g.tgoldtable is null and g.tgnewtable is null)
-  from pg_trigger g join pg_class c on c.oid = g.tgrelid join pg_namespace n on n.oid = c.relnamespace
+       g.tgtype & 1 = 0 or (g.tgoldtable is null and g.tgnewtable is null),
+       g.tgtype & 1 = 1 and f.prosrc ~* '\mtg_(table_name|relname|relid)\M',
+       g.tgtype & 3 = 3 and strpos(lower(regexp_replace(f.prosrc, '[[:space:]":]', '', 'g')), lower('new.' || $3::text || '=')) > 0
+  from pg_trigger g join pg_proc f on f.oid = g.tgfoid join pg_class c on c.oid = g.tgrelid join pg_namespace n on n.oid = c.relnamespace
  where g.tgrelid = $1 and not g.tgisinternal and not starts_with(g.tgname, $2)
  order by g.tgname`
 
@@ -206,7 +228,7 @@ func (s *shape) readParts(ctx context.Context, tx pgx.Tx) error {
 	if s.Sequences, err = pgx.CollectRows(rows, pgx.RowToStructByPos[sequence]); err != nil {
 		return err
 	}
-	if rows, err = tx.Query(ctx, triggersSQL, s.OID, triggerPrefix); err != nil {
+	if rows, err = tx.Query(ctx, triggersSQL, s.OID, triggerPrefix, s.Key); err != nil {
 		return err
 	}
 	s.Triggers, err = pgx.CollectRows(rows, pgx.RowToStructByPos[trigger])

@@ -159,11 +159,11 @@ func (x *explainer) judge(ctx context.Context, s statement) (v verdict, err erro
 		}}
 	case green.refused != nil:
 		v.list = []PlanFinding{{
-			Table: x.table(blue.touched), Statement: s.text, Fatal: true, Missing: "the new table refuses it: " + green.refused.Error(),
+			Table: x.table(blue.touched), Statement: s.text, Fatal: true, Missing: "it cannot be explained with the new table in the place of the old one: " + green.refused.Error(),
 			Do: "change the statement, or what it needs, before the swap",
 		}}
 	case blue.refused != nil:
-		v.list = []PlanFinding{{Statement: s.text, Missing: "the old table refuses it: " + blue.refused.Error(), Do: "see that a rollback does without it"}}
+		v.list = []PlanFinding{{Statement: s.text, Missing: "it cannot be explained with the old table in the place of the new one: " + blue.refused.Error(), Do: "see that a rollback does without it"}}
 	default:
 		v.list = x.compare(s, blue, green)
 	}
@@ -220,12 +220,18 @@ func (x *explainer) lacking(s statement, blue, green reading) (list []PlanFindin
 	return list
 }
 
-// createIndex is the statement that makes the index on a table of green.
-func createIndex(schema, table, definition string) string {
+// createIndex is the statement that makes an index on green, and on its partitions.
+func (p Pair) createIndex(definition string) string {
 	if columns, usual := strings.CutPrefix(definition, "btree "); usual {
-		return fmt.Sprintf("create index on %s %s", qualified(schema, table), columns)
+		definition = columns
+	} else {
+		definition = "using " + definition
 	}
-	return fmt.Sprintf("create index on %s using %s", qualified(schema, table), definition)
+	text := fmt.Sprintf("create index on %s %s", p.table(Green), definition)
+	if p.Active == Green {
+		text += "; as that stops its writers meanwhile, make it on each partition first, concurrently"
+	}
+	return text
 }
 
 const leavesWithoutIDSQL = `
@@ -250,7 +256,7 @@ func (x *explainer) ids(ctx context.Context) (list []PlanFinding, err error) {
 			list = append(list, PlanFinding{
 				Table: partman.FormatName(p.Schema, p.Name), Leaves: leaves, Fatal: true,
 				Missing: fmt.Sprintf("%d partitions, %s first, have no valid index on the id", len(leaves), leaves[0]),
-				Do:      createIndex(p.Schema, p.name(Green), "btree ("+pgx.Identifier{p.ID}.Sanitize()+")"),
+				Do:      p.createIndex("btree (" + pgx.Identifier{p.ID}.Sanitize() + ")"),
 			})
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"plenum/pkg/partman"
 	"plenum/pkg/queryplan"
 )
 
@@ -67,10 +68,10 @@ func (f fault) words(p Pair, blue queryWay) (missing, do string) {
 			"reindex index concurrently " + qualified(f.Schema, f.Index)
 	case queryplan.NotChosen:
 		return fmt.Sprintf("the old table goes by index %s, and on partition %s the index %s is of no use for it", blue.Index, leaf, f.Index),
-			"compare both with \\d, then " + createIndex(p.Schema, p.name(Green), blue.Definition)
+			"compare both with \\d, then " + p.createIndex(blue.Definition)
 	}
 	return fmt.Sprintf("the old table goes by index %s, and partition %s has no index on %s", blue.Index, leaf, f.Column),
-		createIndex(p.Schema, p.name(Green), blue.Definition)
+		p.createIndex(blue.Definition)
 }
 
 const sidesSQL = `
@@ -107,7 +108,7 @@ func (x *explainer) close(ctx context.Context) error {
 func (x *explainer) table(touched map[int]bool) string {
 	for i, p := range x.pairs {
 		if touched[i] {
-			return p.Schema + "." + p.Name
+			return partman.FormatName(p.Schema, p.Name)
 		}
 	}
 	return ""
@@ -199,6 +200,8 @@ type explaining func(context.Context) (queryplan.Plan, error)
 type attempt struct {
 	text string
 	view string // columns of the temporary views; empty where there are none
+	// merge says that the text names the passive side as MERGE's target.
+	merge bool
 }
 
 // on calls do in a transaction that sees the side as the active one, reads only, and is rolled back. An error of the statement's own is
@@ -206,12 +209,16 @@ type attempt struct {
 func (x *explainer) on(ctx context.Context, s statement, side Side, do func(pgx.Tx, explaining) error) (refused, err error) {
 	mentions := s.mentions(x.pairs)
 	for n, a := range x.attempts(s, side, mentions) {
-		err = x.try(ctx, a, side, mentions, do)
+		for range explainTries {
+			if err = x.try(ctx, a, side, mentions, do); sqlState(err) != "55P03" {
+				break
+			}
+		}
 		var r refusal
-		switch {
-		case !errors.As(err, &r):
+		if !errors.As(err, &r) {
 			return nil, err
-		case n == 0: // the first words are those of the statement as it is
+		}
+		if n == 0 || a.merge { // else it may be of what the attempt itself changed
 			refused = r.error
 		}
 		if sqlState(r.error) == "57014" { // no other way takes less time
@@ -229,7 +236,7 @@ func (x *explainer) attempts(s statement, side Side, mentions []mention) []attem
 	}
 	list := []attempt{{text: s.moved(mentions, x.pairs), view: "*"}, {text: s.moved(mentions, x.pairs), view: "*, ctid, xmin, xmax, cmin, cmax, tableoid"}}
 	if text, ok := s.merging(mentions, x.pairs, side); ok {
-		list = append(list, attempt{text: text, view: "*"})
+		list = append(list, attempt{text: text, view: "*", merge: true})
 	}
 	return list
 }
@@ -243,16 +250,16 @@ func blame(err error) error {
 	if !errors.As(err, &pg) {
 		return err
 	}
-	switch pg.Code[:2] {
-	case "08", "40", "53", "55", "58", "XX":
+	switch class := pg.Code[:2]; {
+	case pg.Code == "57014": // its time is up
+	case pg.Code == "55P03", class == "08", class == "40", class == "53", class == "57", class == "58":
 		return err
-	case "57":
-		if pg.Code != "57014" { // its time is up
-			return err
-		}
 	}
 	return refusal{err}
 }
+
+// explainTries bounds how often the locks are asked for that planning takes. Only DDL is in their way, which others hold back as we do.
+const explainTries = 5
 
 // explainTimeout bounds the planning of one statement.
 const explainTimeout = 5 * time.Second

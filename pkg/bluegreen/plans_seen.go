@@ -114,11 +114,13 @@ func (x *explainer) readSeen(ctx context.Context, schema string) (list []stateme
 	_, err = pgx.ForEachRow(rows, []any{&text, &trust}, func() error {
 		s := statement{text: text}
 		var lexed error
-		s.tokens, lexed = lex(text)
+		if s.tokens, lexed = lex(text); lexed == nil {
+			s = s.castParameters()
+		}
 		switch {
 		case text == "" || text == "<insufficient privilege>":
 			left.hidden++
-		case lexed != nil || !x.ofApplication(s) || slices.ContainsFunc(list, func(k statement) bool { return k.text == text }):
+		case lexed != nil || !x.ofApplication(s) || slices.ContainsFunc(list, func(k statement) bool { return k.text == s.text }):
 		case !trust && left.stranger != "":
 			left.strangers++
 		case len(list) == seenExplained:
@@ -132,13 +134,20 @@ func (x *explainer) readSeen(ctx context.Context, schema string) (list []stateme
 }
 
 // ofApplication says that the statement has a plan, names a pair's table, and neither a passive side nor what is this package's own.
+// One of ours names the active side alone.
 func (x *explainer) ofApplication(s statement) bool {
 	if len(s.mentions(x.pairs)) == 0 || !slices.Contains([]string{"select", "insert", "update", "delete", "merge", "with", "values", "table"}, s.verb()) {
 		return false
 	}
+	ours := []string{}
+	for _, p := range x.pairs {
+		if strings.TrimSpace(s.text) == strings.TrimSpace(fmt.Sprintf(spanSQL, pgx.Identifier{p.Key}.Sanitize(), p.table(p.Active))) {
+			return false
+		}
+		ours = append(ours, passiveName(p.Name, Blue), passiveName(p.Name, Green))
+	}
 	return !slices.ContainsFunc(s.tokens, func(t token) bool {
-		return t.kind == identifier && (strings.HasPrefix(t.text, "bluegreen_") ||
-			slices.ContainsFunc(x.pairs, func(p Pair) bool { return t.text == p.name(p.Active.other()) }))
+		return t.kind == identifier && (strings.HasPrefix(t.text, "bluegreen_") || slices.Contains(ours, t.text))
 	})
 }
 
@@ -150,4 +159,19 @@ func (s statement) verb() string {
 		}
 	}
 	return ""
+}
+
+// typed are the types whose constants are written as interval '1 hour'. PostgreSQL keeps that as interval $1, which is no SQL.
+var typed = []string{"interval", "date", "time", "timetz", "timestamp", "timestamptz"}
+
+// castParameters has $1::interval in the place of interval $1.
+func (s statement) castParameters() statement {
+	for n := len(s.tokens) - 1; n > 0; n-- {
+		t, p := s.tokens[n-1], s.tokens[n]
+		if p.kind == parameter && t.kind == identifier && !t.quoted && slices.Contains(typed, t.text) && (n == 1 || !s.tokens[n-2].is(".")) {
+			s.text = s.text[:t.from] + p.text + "::" + t.text + s.text[p.to:]
+		}
+	}
+	s.tokens, _ = lex(s.text) // as it was, but for these
+	return s
 }

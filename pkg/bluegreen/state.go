@@ -10,7 +10,8 @@ import (
 )
 
 // The migration's own tables are in Config.Schema: bluegreen_pair, a line for each table; bluegreen_name, the names that follow
-// a swap; bluegreen_trigger, the application's triggers; and bluegreen_log_N, the log of pair N.
+// a swap; bluegreen_trigger, the application's triggers; bluegreen_stuck, the ids of which the passive side refuses rows; and
+// bluegreen_log_N, the log of pair N.
 const stateSQL = `
 create table if not exists %[1]s.bluegreen_pair (
 	n            integer primary key,
@@ -24,9 +25,10 @@ create table if not exists %[1]s.bluegreen_pair (
 	active       text not null default 'blue' check (active in ('blue', 'green')),
 	low          timestamptz not null,
 	high         timestamptz not null,
-	retention    integer not null default 0,
+	retention    integer not null,
+	premake      integer not null,
 	accepted     text[] not null default '{}',
-	captured     boolean not null default false,
+	captured_at  timestamptz,
 	copy_relation oid not null default 0,
 	copy_file    oid not null default 0,
 	copy_page    bigint not null default 0,
@@ -48,6 +50,13 @@ create table if not exists %[1]s.bluegreen_trigger (
 	name    text not null,
 	enabled "char" not null,
 	primary key (pair, name)
+);
+create table if not exists %[1]s.bluegreen_stuck (
+	pair integer not null references %[1]s.bluegreen_pair on delete cascade,
+	id   text not null,
+	why  text not null,
+	at   timestamptz not null default now(),
+	primary key (pair, id)
 )`
 
 // installed says whether a migration's tables are there.
@@ -100,9 +109,6 @@ func readPairs(ctx context.Context, db queryer, schema string) ([]Pair, error) {
 func (m *Migration) logTable(p Pair) string {
 	return pgx.Identifier{m.cfg.Schema, fmt.Sprintf("bluegreen_log_%d", p.N)}.Sanitize()
 }
-
-// applying is the setting under which the capture is silent.
-const applying = "set local plenum_bluegreen.applying = 'on'"
 
 // exclusive runs do on one connection while this process alone has the migration's lock.
 func (m *Migration) exclusive(ctx context.Context, do func(conn *pgx.Conn) error) error {

@@ -3,6 +3,7 @@ package bluegreen
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -40,6 +41,8 @@ type TableStatus struct {
 	Entries   int64      `json:"entries"` // in the log, about
 	Stuck     []Stuck    `json:"stuck"`   // the first ids that the passive side refuses
 	SwappedAt *time.Time `json:"swapped_at"`
+
+	aside []string
 }
 
 // Status looks, without a lock, and writes nothing.
@@ -58,6 +61,16 @@ func (m *Migration) Status(ctx context.Context) (s Status, err error) {
 			s.Tables = append(s.Tables, t)
 			s.Rollback.Entries += t.Entries
 			s.Blocked = append(s.Blocked, t.blocked()...)
+			if p.Active == Green {
+				continue
+			}
+			fault, err := m.kept(ctx, tx, p)
+			if err != nil {
+				return err
+			}
+			if fault != "" {
+				s.Blocked = append(s.Blocked, fault)
+			}
 		}
 		return nil
 	})
@@ -81,7 +94,7 @@ func (m *Migration) Status(ctx context.Context) (s Status, err error) {
 func (m *Migration) tableStatus(ctx context.Context, tx pgx.Tx, p Pair) (t TableStatus, err error) {
 	t = TableStatus{
 		Table: p.Schema + "." + p.Name, Passive: p.Schema + "." + p.name(p.Active.other()), Low: p.Low, High: p.High,
-		Copied: p.Cursor.Done, Rows: p.Cursor.Rows,
+		Copied: p.Cursor.Done, Rows: p.Cursor.Rows, aside: m.aside(p),
 	}
 	if t.Entries, err = m.entries(ctx, tx, p); err != nil {
 		return t, err
@@ -102,6 +115,9 @@ func (t TableStatus) blocked() (list []string) {
 	}
 	for _, s := range t.Stuck {
 		list = append(list, fmt.Sprintf("%s refuses %s", t.Passive, s))
+	}
+	if len(t.Stuck) > 0 {
+		list = append(list, "or keep these rows apart, and put them right later: "+strings.Join(t.aside, "; "))
 	}
 	return list
 }

@@ -1,6 +1,7 @@
 package bluegreen
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +14,7 @@ import (
 
 // SwapOptions say what a swap may leave out.
 type SwapOptions struct {
-	// SkipVerify swaps without a comparison of both sides, which reads both. A rollback never makes one: it is to take seconds.
+	// SkipVerify swaps without a comparison of both sides, which reads all of both and may take long, and, to green, of their plans.
 	SkipVerify bool
 }
 
@@ -28,14 +29,21 @@ type Swapped struct {
 }
 
 // DifferentError says that both sides differ in what is in no log.
-type DifferentError struct{ Differences []Difference }
+type DifferentError struct {
+	To          Side
+	Differences []Difference
+}
 
 func (e *DifferentError) Error() string {
 	var all []string
 	for _, d := range e.Differences[:min(3, len(e.Differences))] {
 		all = append(all, d.String())
 	}
-	return fmt.Sprintf("the sides differ on %d days: %s", len(e.Differences), strings.Join(all, "; "))
+	text := fmt.Sprintf("the sides differ on %d days: %s", len(e.Differences), strings.Join(all, "; "))
+	if e.To == Blue {
+		text += "; a rollback that cannot wait for the reason is one with --no-verify: rows that only green has are then missing until they are put in by hand"
+	}
+	return text
 }
 
 // UnacceptedError says that something was found that nobody has accepted.
@@ -55,14 +63,16 @@ func (m *Migration) Swap(ctx context.Context, to Side, o SwapOptions) (s Swapped
 	if to != Blue && to != Green {
 		return s, fmt.Errorf("side %q: blue or green is needed", to)
 	}
-	if to == Green && !o.SkipVerify { // both look only, and take long: before the lock
+	if !o.SkipVerify { // both look only, and take long: before the lock
 		if s, err = m.already(ctx, to); err != nil || s.Already {
 			return s, err
 		}
-		if err := m.plansAllow(ctx); err != nil {
-			return s, err
+		if to == Green {
+			if err := m.plansAllow(ctx); err != nil {
+				return s, err
+			}
 		}
-		if err := m.verified(ctx); err != nil {
+		if err := m.verified(ctx, to); err != nil {
 			return s, err
 		}
 	}
@@ -91,10 +101,10 @@ func (m *Migration) already(ctx context.Context, to Side) (Swapped, error) {
 	return Swapped{Active: pairs[0].Active, Already: pairs[0].Active == to}, nil
 }
 
-func (m *Migration) verified(ctx context.Context) error {
+func (m *Migration) verified(ctx context.Context, to Side) error {
 	differences, err := m.Verify(ctx)
 	if err == nil && len(differences) > 0 {
-		err = &DifferentError{differences}
+		err = &DifferentError{to, differences}
 	}
 	return err
 }
@@ -157,8 +167,10 @@ func (m *Migration) ready(ctx context.Context, conn *pgx.Conn, pairs []Pair, to 
 	if err := m.publishable(ctx, conn, pairs); err != nil {
 		return err
 	}
-	if err := m.kept(ctx, conn, pairs); err != nil {
-		return err
+	for _, p := range pairs {
+		if fault, err := m.kept(ctx, conn, p); err != nil || fault != "" {
+			return cmp.Or(err, errors.New(fault))
+		}
 	}
 	found, err := m.Findings(ctx)
 	if err == nil && len(Unaccepted(found)) > 0 {
@@ -167,14 +179,18 @@ func (m *Migration) ready(ctx context.Context, conn *pgx.Conn, pairs []Pair, to 
 	return err
 }
 
-// publishedSQL finds publications that would not work with green, and says what to do. Full replica identity is all columns.
+// publishedSQL finds publications that would not work with green, and says what to do. Full replica identity is all columns, since
+// PostgreSQL 18 the generated ones among them.
 const publishedSQL = `
 select case when not b.pubviaroot
             then format('would publish the partitions under their own names: alter publication %1$I set (publish_via_partition_root = true)', b.pubname)
+            when r.prattrs is null
+            then format('does not publish generated columns, without which updates of a table that has no primary key are refused: alter publication %1$I set (publish_generated_columns = stored)', b.pubname)
             else format('has a column list, with which updates of a table without a primary key are refused: alter publication %1$I drop table %2$s, and add table %2$s without the list', b.pubname, $3::text)
        end, quote_ident(b.pubname)
   from pg_publication_rel r join pg_publication b on b.oid = r.prpubid
- where r.prrelid = $1 and (not b.pubviaroot or r.prattrs is not null and (select relreplident = 'f' from pg_class where oid = $2))
+ where r.prrelid = $1 and (not b.pubviaroot or (select relreplident = 'f' from pg_class where oid = $2)
+       and (r.prattrs is not null or to_jsonb(b) ->> 'pubgencols' = 'n' and exists (select from pg_attribute where attrelid = $2 and attgenerated <> '')))
  order by b.pubname limit 1`
 
 // publishable refuses where subscribers would hear of partitions, which they do not know, or the application's updates would fail.
@@ -192,23 +208,6 @@ func (m *Migration) publishable(ctx context.Context, conn *pgx.Conn, pairs []Pai
 	return nil
 }
 
-const keptSQL = `select exists (select from %s where (table_schema, table_name) = ($1, $2)), $3::timestamptz > now() + interval '1 day'`
-
-// kept refuses where no partition will be there tomorrow for what the application writes.
-func (m *Migration) kept(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
-	for _, p := range pairs {
-		var registered, covered bool
-		if err := conn.QueryRow(ctx, fmt.Sprintf(keptSQL, m.own("partition_policy")), p.Schema, p.name(Green), p.High).Scan(&registered, &covered); err != nil {
-			return fmt.Errorf("look at the policy of table %s: %w", p.table(Green), err)
-		}
-		if !registered || !covered {
-			return fmt.Errorf("no partition manager keeps table %s (policy registered: %t, partitions until %s): start one, and wait until it has made the next days",
-				p.table(Green), registered, p.High.Format(time.RFC3339))
-		}
-	}
-	return nil
-}
-
 // shorten drains the logs as far as can be without a lock. A table that was truncated is copied again, which is short work.
 func (m *Migration) shorten(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
 	s := &syncing{m: m, begun: time.Now()}
@@ -221,7 +220,7 @@ func (m *Migration) shorten(ctx context.Context, conn *pgx.Conn, pairs []Pair) e
 			return fmt.Errorf("look for what table %s refuses: %w", p.table(p.Active.other()), err)
 		}
 		if len(stuck) > 0 {
-			return fmt.Errorf("table %s refuses rows, the first %d: %v; correct them in %s, or what refuses them", p.table(p.Active.other()), len(stuck), stuck, p.table(p.Active))
+			return &StuckError{Table: p.table(p.Active), Passive: p.table(p.Active.other()), Stuck: stuck, Aside: m.aside(p)}
 		}
 	}
 	return nil

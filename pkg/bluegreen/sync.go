@@ -75,52 +75,10 @@ func (s *syncing) round(ctx context.Context, conn *pgx.Conn) error {
 
 // prepare sees that all is captured and each scope as wide as it can be, and reads the pairs.
 func (m *Migration) prepare(ctx context.Context, conn *pgx.Conn) ([]Pair, error) {
-	pairs, err := readPairs(ctx, conn, m.cfg.Schema)
-	if err != nil {
-		return nil, err
-	}
-	for _, p := range pairs {
-		if err := m.takeOver(ctx, conn, p); err != nil {
-			return nil, err
-		}
-	}
 	if err := m.ensureCapture(ctx, conn); err != nil {
 		return nil, err
 	}
 	return readPairs(ctx, conn, m.cfg.Schema)
-}
-
-const takeOverSQL = `
-insert into %[1]s (%[2]s) overriding system value
-select %[2]s from %[3]s b where %[4]s >= $1::timestamptz and %[4]s < $2::timestamptz
-   and not exists (select from %[1]s g where g.%[5]s = b.%[5]s) and not exists (select from %[6]s l where l.id = b.%[5]s or l.id is null)`
-
-// takeOver gives green, while it is the active side, the rows that blue alone has of days that were made since. Else the drain,
-// which makes blue as green is, would delete them once the scope is wider.
-func (m *Migration) takeOver(ctx context.Context, conn *pgx.Conn, p Pair) error {
-	if p.Active == Blue {
-		return nil
-	}
-	err := m.locking(ctx, conn, func(tx pgx.Tx) error {
-		var high time.Time
-		if err := tx.QueryRow(ctx, reachSQL, p.Green, p.High).Scan(&high); err != nil {
-			return err
-		}
-		if !high.After(p.High) {
-			return nil
-		}
-		sql := fmt.Sprintf(takeOverSQL, p.table(Green), p.columns(), p.table(Blue), pgx.Identifier{p.Key}.Sanitize(), p.id(), m.logTable(p))
-		if _, err := tx.Exec(ctx, sql, p.High, high); err != nil {
-			return err
-		}
-		m.cfg.Step("rows taken over")
-		_, err := tx.Exec(ctx, fmt.Sprintf("update %s set high = $2 where n = $1", m.own("bluegreen_pair")), p.N, high)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("take rows of days that were made since over from table %s to %s: %w", p.table(Blue), p.table(Green), err)
-	}
-	return nil
 }
 
 // restarts bounds how often one Sync copies a table from the start because it was rewritten or truncated meanwhile.
@@ -176,18 +134,28 @@ func (s *syncing) copied(ctx context.Context, conn *pgx.Conn, p Pair) error {
 	return s.awaitReplicas(ctx, conn, p)
 }
 
+// lagSQL: a role that may not look sees no lag.
 const lagSQL = `
-select coalesce(max(extract(epoch from replay_lag)), 0)::float8 from pg_stat_replication`
+select coalesce(max(extract(epoch from replay_lag)), 0)::float8, pg_has_role('pg_read_all_stats', 'usage') from pg_stat_replication`
+
+// lag is that of the standby that is furthest behind.
+func (s *syncing) lag(ctx context.Context, conn *pgx.Conn) (time.Duration, error) {
+	var seconds float64
+	var allowed bool
+	if err := conn.QueryRow(ctx, lagSQL).Scan(&seconds, &allowed); err != nil {
+		return 0, fmt.Errorf("look at the standbys' lag: %w", err)
+	}
+	if !allowed {
+		return 0, errors.New("this role cannot see the standbys' lag: grant pg_read_all_stats to it, or sync without a bound")
+	}
+	return time.Duration(seconds * float64(time.Second)), nil
+}
 
 func (s *syncing) awaitReplicas(ctx context.Context, conn *pgx.Conn, p Pair) error {
 	for s.o.MaxReplicaLag > 0 {
-		var seconds float64
-		if err := conn.QueryRow(ctx, lagSQL).Scan(&seconds); err != nil {
-			return fmt.Errorf("look at the standbys' lag: %w", err)
-		}
-		lag := time.Duration(seconds * float64(time.Second))
-		if lag <= s.o.MaxReplicaLag {
-			return nil
+		lag, err := s.lag(ctx, conn)
+		if err != nil || lag <= s.o.MaxReplicaLag {
+			return err
 		}
 		if err := s.report(ctx, conn, p, fmt.Sprintf("a standby is %s behind", lag.Round(time.Millisecond))); err != nil {
 			return err

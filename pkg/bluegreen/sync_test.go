@@ -134,26 +134,29 @@ func TestCopyGoesOnWhereItWas(t *testing.T) {
 	y.alike("orders", "orders_new")
 }
 
+// Rows that no partition takes stay in blue, whichever side is active: without a key, with one of no day that is kept, or not yet made.
 func TestRowsOutOfScopeStay(t *testing.T) {
 	t.Parallel()
 	y := newYard(t, plain+`
 alter table orders alter at drop not null;
-insert into orders (id, at) values (1001, null), (1002, 'infinity'), (1003, now() + interval '1 year')`)
+insert into orders (id, at) values (1001, null), (1002, 'infinity'), (1003, now() + interval '1 year'), (1004, now() - interval '100 days'), (1005, '-infinity')`)
 	r, err := y.m.Init(y.ctx, bluegreen.InitOptions{
-		Tables: []string{"orders"}, Key: "at", ID: "id",
-		Accept: []string{"null-key:public.orders", "infinite-key:public.orders", "future-rows:public.orders"},
+		Tables: []string{"orders"}, Key: "at", ID: "id", Retention: 30,
+		Accept: []string{"null-key:public.orders", "infinite-key:public.orders", "future-rows:public.orders", "old-rows:public.orders"},
 	})
 	if err != nil {
 		t.Fatalf("%v %+v", err, r)
 	}
+	y.round()
 	y.sync()
 	y.exec("update orders set processed = true") // drained with the others
 	y.sync()
 	y.swap(bluegreen.Green)
+	y.is("240", "select count(*) from orders")
 	y.exec("update orders set state = 'green'")
 	y.exec("insert into orders (id, at) values (2000, now())")
 	y.swap(bluegreen.Blue)
-	y.is("1001 1002 1003", "select string_agg(id::text, ' ' order by id) from orders where state = 'new' and id < 2000")
+	y.is("1001 1002 1003 1004 1005", "select string_agg(id::text, ' ' order by id) from orders where state = 'new' and id < 2000")
 	y.is("241", "select count(*) from orders where state = 'green' or id = 2000")
 	if list := y.verify(); len(list) > 0 {
 		t.Errorf("differences %v", list)
@@ -183,9 +186,13 @@ func TestFutureRowWhenItsDayIsMade(t *testing.T) {
 	if _, err := y.m.Init(y.ctx, bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id", Accept: []string{"future-rows:public.orders"}}); err != nil {
 		t.Fatal(err)
 	}
+	y.round()
 	y.sync()
 	y.swap(bluegreen.Green)
 	y.exec("do $$ begin execute format('create table day partition of orders for values from (%L) to (%L)', date_trunc('day', now(), 'UTC') + interval '8 days', date_trunc('day', now(), 'UTC') + interval '9 days'); end $$")
+	if err := y.m.EnsureCapture(y.ctx); err != nil { // as who makes days may call it
+		t.Fatal(err)
+	}
 	y.sync()
 	y.is("1", "select count(*) from orders where id = 1003") // which is green
 	y.swap(bluegreen.Blue)
@@ -267,15 +274,54 @@ func TestRefusedRowStopsASwapAndNothingElse(t *testing.T) {
 	y.sync()
 	y.is("338", "select count(*) from orders_new")
 	st, err := y.m.Status(y.ctx)
-	if err != nil || len(st.Tables[0].Stuck) != 3 || len(st.Blocked) != 3 || !strings.Contains(st.Blocked[0], "odd") {
+	if err != nil || len(st.Tables[0].Stuck) != 3 || len(st.Blocked) != 4 || !strings.Contains(st.Blocked[3], "orders_aside") || !strings.Contains(st.Blocked[0], "odd") {
 		t.Errorf("status %+v, %v", st, err)
 	}
-	if _, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{SkipVerify: true}); err == nil || !strings.Contains(err.Error(), "odd") {
+	if _, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{}); err == nil || !strings.Contains(err.Error(), "refuses rows") {
 		t.Errorf("swap: %v", err)
 	}
 	y.exec("update orders set state = 'even' where state = 'odd'")
 	y.swap(bluegreen.Green)
 	y.alike("orders", "orders_old")
+}
+
+// Green has no unique key by the id: it may take a second row of one, which blue refuses. At night these rows go aside, all of them.
+func TestRollbackWithRowsThatBlueRefuses(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"alter table orders add twice bigint generated always as (id * 2) stored")
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("insert into orders (id, at, state) values (7, now(), 'second'), (1000, now(), 'good')")
+	y.sync()
+	_, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{})
+	var stuck *bluegreen.StuckError
+	if !errors.As(err, &stuck) || len(stuck.Stuck) != 1 || stuck.Stuck[0].ID != "7" {
+		t.Fatalf("rollback: %v", err)
+	}
+	t.Log(err)
+	y.exec(strings.Join(stuck.Aside, ";"))
+	y.swap(bluegreen.Blue)
+	y.is("new second", "select string_agg(state, ' ' order by state) from orders_aside")
+	y.is("0 1", "select count(*) filter (where id = 7) || ' ' || count(*) filter (where id = 1000) from orders")
+}
+
+// A rollback compares both sides, too, and can do without.
+func TestRollbackVerifies(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("begin; set local plenum_bluegreen.applying = 'on'; delete from orders_old where id = 3; commit")
+	_, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{})
+	var differs *bluegreen.DifferentError
+	if !errors.As(err, &differs) || len(differs.Differences) != 1 || !strings.Contains(err.Error(), "--no-verify") {
+		t.Errorf("rollback: %v", err)
+	}
+	if _, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{SkipVerify: true}); err != nil {
+		t.Error(err)
+	}
 }
 
 // Two rows exchange a unique value. Each alone is refused as long as the other has it.

@@ -35,10 +35,11 @@ func (d Difference) String() string {
 	return fmt.Sprintf("%s on %s: %d rows in blue, %d in green; %s", d.Table, d.Day.Format(time.DateOnly), d.Blue, d.Green, strings.Join(all, ", "))
 }
 
-// comparableSQL is a side's rows within the scope, without the ids that are in the log.
+// comparableSQL is a side's rows within the scope, without the ids that are in the log, or refused: those stop a swap by themselves.
 const comparableSQL = `
 select %[1]s from %[2]s t where %[3]s >= $1::timestamptz and %[3]s < $2::timestamptz
-   and not exists (select from %[4]s l where l.id = t.%[5]s) and not exists (select from %[4]s l where l.id is null)`
+   and not exists (select from %[4]s l where l.id = t.%[5]s) and not exists (select from %[4]s l where l.id is null)
+   and not exists (select from %[6]s s where s.pair = %[7]d and s.id = t.%[5]s::text)`
 
 // daysSQL: keys are timestamptz or dates, and the session's zone is UTC.
 const daysSQL = `
@@ -55,7 +56,8 @@ select * from (
 	(select 'green', id, row from (select * from g except all select * from b) x order by 2, 3 limit 5)
 ) x order by id, side limit 5`
 
-// Verify compares both sides, day by day, in one snapshot. It reads each of them once, and writes nothing.
+// Verify compares both sides, day by day, in one snapshot, but for ids that are in the log or that the passive side refuses, of which
+// Status tells. It reads each of them once, and writes nothing.
 func (m *Migration) Verify(ctx context.Context) (list []Difference, err error) {
 	pairs, err := readPairs(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
@@ -95,7 +97,7 @@ func (m *Migration) Verify(ctx context.Context) (list []Difference, err error) {
 }
 
 func (m *Migration) comparable(p Pair, s Side) string {
-	return fmt.Sprintf(comparableSQL, p.columns(), p.table(s), pgx.Identifier{p.Key}.Sanitize(), m.logTable(p), p.id())
+	return fmt.Sprintf(comparableSQL, p.columns(), p.table(s), pgx.Identifier{p.Key}.Sanitize(), m.logTable(p), p.id(), m.own("bluegreen_stuck"), p.N)
 }
 
 func (m *Migration) compare(ctx context.Context, tx pgx.Tx, p Pair) (list []Difference, err error) {

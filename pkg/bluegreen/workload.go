@@ -42,20 +42,21 @@ func parseWorkload(file []byte) ([]statement, error) {
 	if err := refuseVariables(sql, tokens); err != nil {
 		return nil, fmt.Errorf("the workload, %w", err)
 	}
-	list := split(sql, tokens)
+	list := split(sql, tokens, maxStatements+1)
 	switch {
 	case len(list) == 0:
 		return nil, errors.New("the workload has no statement")
 	case len(list) > maxStatements:
-		return nil, fmt.Errorf("the workload has %d statements, more than %d: keep one of each form", len(list), maxStatements)
+		return nil, fmt.Errorf("the workload has more than %d statements: keep one of each form", maxStatements)
 	}
 	return list, nil
 }
 
-func split(sql string, tokens []token) (list []statement) {
+// split returns no more than some.
+func split(sql string, tokens []token, most int) (list []statement) {
 	begin := 0
 	add := func(end int) {
-		if end > begin {
+		if end > begin && len(list) < most {
 			from, to := tokens[begin].from, tokens[end-1].to
 			s := statement{text: sql[from:to], line: lineAt(sql, from)}
 			for _, t := range tokens[begin:end] {
@@ -85,12 +86,14 @@ func refuseVariables(sql string, tokens []token) error {
 			depth++
 		case t.is("]"):
 			depth--
+		case t.is(";"):
+			depth = 0
 		case t.kind == parameter:
 			what = "parameter " + t.text
 		case t.is(`\`):
 			return fmt.Errorf("line %d: commands of psql are not run here: leave the line out", lineAt(sql, t.from))
 		case t.is(":") && depth == 0 && n+1 < len(tokens) && tokens[n+1].from == t.to && tokens[n+1].kind != symbol:
-			what = "variable :" + tokens[n+1].text
+			what = "variable " + sql[t.from:tokens[n+1].to]
 		}
 		if what != "" {
 			return fmt.Errorf("line %d: %s has no value: write one of the application's in its place, as where id = any('{7,8,9}')", lineAt(sql, t.from), what)

@@ -29,7 +29,7 @@ func (e *RequestError) Error() string { return e.Reason }
 type UnknownError struct{ Name string }
 
 func (e *UnknownError) Error() string {
-	return fmt.Sprintf("there is no consumer %q; its first read creates it", e.Name)
+	return fmt.Sprintf("there is no consumer %q", e.Name)
 }
 
 // A GoneError says that rows behind the consumer's position have been dropped.

@@ -74,6 +74,13 @@ func (f *Feed) Overview(ctx context.Context) (o Overview, err error) {
 	if o.Consumers, err = store.ConsumerLags(ctx, f.pool); err != nil {
 		return o, err
 	}
+	for i := range o.Consumers {
+		if c := &o.Consumers[i]; c.Target != nil {
+			if c.Pusher, err = store.PushHolder(ctx, f.pool, c.Name); err != nil {
+				return o, err
+			}
+		}
+	}
 	o.Horizon, o.Head, err = store.FeedBounds(ctx, f.pool)
 	return o, err
 }

@@ -232,7 +232,7 @@ func (p *Pusher) create(ctx context.Context) error {
 // lock takes the consumer's lock, and says once if another process has it. It returns nil if ctx ends first.
 func (p *Pusher) lock(ctx context.Context) *store.NameLock {
 	for ctx.Err() == nil {
-		lock, err := store.LockNames(ctx, p.pool, []string{"push/" + p.cfg.Name})
+		lock, err := store.LockPush(ctx, p.pool, p.cfg.Name)
 		if err == nil {
 			if p.Status().Standby != "" {
 				p.log.Info("pushes now, the other process has gone")

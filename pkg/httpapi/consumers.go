@@ -27,6 +27,7 @@ type consumer struct {
 
 	// Of a consumer that syncjob pushes to; null for others.
 	Target       *string    `json:"target"`
+	Pusher       *string    `json:"pusher"` // the process that pushes; null: none does
 	Delivering   *int64     `json:"delivering"`
 	Attempts     int        `json:"attempts"`
 	FailingSince *time.Time `json:"failing_since"`
@@ -51,6 +52,9 @@ func consumerOf(c store.ConsumerLag) consumer {
 	out := consumer{
 		Name: c.Name, Position: c.Position, Required: c.Required, UpdatedAt: c.UpdatedAt.UTC(), LagBatches: c.Batches, LagSeconds: c.Oldest.Seconds(),
 		Target: c.Target, Delivering: c.Delivering, Attempts: c.Attempts, Detail: c.Detail,
+	}
+	if c.Pusher != "" {
+		out.Pusher = &c.Pusher
 	}
 	if c.FailingSince != nil {
 		since := c.FailingSince.UTC()

@@ -44,7 +44,7 @@ func feedProblem(err error) problem {
 	case errors.As(err, &request):
 		p.Status = http.StatusBadRequest
 	case errors.As(err, &unknown):
-		p.Status = http.StatusNotFound
+		p.Status, p.Detail = http.StatusNotFound, p.Detail+"; its first read creates it"
 	case errors.As(err, &position), errors.As(err, &pushed):
 		p.Status = http.StatusConflict
 	case errors.As(err, &gone):

@@ -32,14 +32,14 @@ const (
 
 // A Fault is a scan that the needed column does not serve.
 type Fault struct {
-	Schema   string `json:"schema"`
-	Relation string `json:"relation"`
-	Column   string `json:"column"`
-	Cause    Cause  `json:"cause"`
-	Index    string `json:"index,omitempty"` // the index that is invalid, or was not chosen
-	Scan     Scan   `json:"-"`
-	Analyzed bool   `json:"-"`
-	brin     bool
+	Schema   string   `json:"schema"`
+	Relation string   `json:"relation"`
+	Column   string   `json:"column"`
+	Cause    Cause    `json:"cause"`
+	Index    string   `json:"index,omitempty"` // the index that is invalid, or was not chosen
+	Scan     Scan     `json:"-"`
+	Analyzed bool     `json:"-"`
+	brin     []string // those of the scan's indexes that are
 }
 
 // String says it in words, as "sequential scan of telemetry_p20260606: no index on id (969,950 rows read to find 12)".
@@ -69,13 +69,13 @@ func (f Fault) scan() string {
 	}
 	var names []string
 	for _, c := range f.Scan.Conditions {
-		names = append(names, c.Index)
+		name := "index " + c.Index
+		if slices.Contains(f.brin, c.Index) {
+			name = "BRIN " + name
+		}
+		names = append(names, name)
 	}
-	kind := ""
-	if f.brin {
-		kind = "BRIN "
-	}
-	return fmt.Sprintf("scan by %sindex %s", kind, strings.Join(names, ", "))
+	return "scan by " + strings.Join(names, ", ")
 }
 
 // index is what the catalog has of one.
@@ -167,7 +167,7 @@ func needsOf(s Scan, r relation, needs []Need) (own []Need) {
 			own = append(own, n)
 		}
 	}
-	if len(own) == 0 && (len(s.Conditions) == 0 || usesBRIN(s, r)) {
+	if len(own) == 0 && (len(s.Conditions) == 0 || byBRIN(s, r)) {
 		own = []Need{{Table: r.root, Column: asked(s.Filter)}}
 	}
 	return own
@@ -177,7 +177,7 @@ func judge(s Scan, r relation, need Need) (Fault, bool) {
 	if need.Column != "" && served(s, r, need) {
 		return Fault{}, false
 	}
-	f := Fault{Schema: s.Schema, Relation: s.Relation, Column: need.Column, Cause: NoIndex, Scan: s, brin: usesBRIN(s, r)}
+	f := Fault{Schema: s.Schema, Relation: s.Relation, Column: need.Column, Cause: NoIndex, Scan: s, brin: brins(s, r)}
 	if need.Column == "" {
 		f.Cause = NoColumn
 		return f, true
@@ -218,10 +218,20 @@ func serves(c Condition, r relation, need Need) bool {
 	return c.Cond != "" && (i.Expression || mentions(c.Cond, need.Column)) || c.Cond == "" && need.Walked && i.Partial
 }
 
-func usesBRIN(s Scan, r relation) bool {
-	return slices.ContainsFunc(s.Conditions, func(c Condition) bool {
-		return slices.ContainsFunc(r.indexes, func(i index) bool { return i.Name == c.Index && i.Method == "brin" })
-	})
+// byBRIN says whether there are rows that nothing but a BRIN index leads to. Of indexes that are combined by AND one better one will do.
+func byBRIN(s Scan, r relation) bool {
+	of := brins(s, r)
+	return len(of) > 0 && !slices.ContainsFunc(s.Conditions, func(c Condition) bool { return !c.Or && !slices.Contains(of, c.Index) })
+}
+
+// brins are the scan's BRIN indexes.
+func brins(s Scan, r relation) (names []string) {
+	for _, i := range r.indexes {
+		if i.Method == "brin" && slices.ContainsFunc(s.Conditions, func(c Condition) bool { return c.Index == i.Name }) {
+			names = append(names, i.Name)
+		}
+	}
+	return names
 }
 
 // mentions says whether a condition, as EXPLAIN prints it, names the column.

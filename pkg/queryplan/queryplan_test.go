@@ -106,7 +106,7 @@ func TestFaults(t *testing.T) {
 		"one branch of two by the column": {
 			"create index by_kind on event_p2 (kind)", "select from event_p2 where id = 7000 or kind = 'nothing'", nil, true,
 			[]queryplan.Need{byID},
-			[]string{"scan by index event_p2_id_idx, by_kind of event_p2: the index event_p2_id_idx on id was not chosen"},
+			[]string{"scan by index event_p2_id_idx, index by_kind of event_p2: the index event_p2_id_idx on id was not chosen"},
 		},
 		"both branches by the column": {
 			"", "select from event_p2 where id = 7000 or id = 8000", nil, true, []queryplan.Need{byID}, nil,
@@ -226,6 +226,26 @@ func TestSummary(t *testing.T) {
 }
 
 // Two statements are refused, whatever the connection's default is.
+// TestBRINBeside has plans as PostgreSQL chooses them on large partitions: where a better index is joined by AND the BRIN costs nothing.
+func TestBRINBeside(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	for how, want := range map[string][]string{
+		"BitmapAnd": {},
+		"BitmapOr":  {"scan by index event_p2_id_idx, BRIN index event_p2_at_idx of event_p2: the statement names no value of a column"},
+	} {
+		p := queryplan.Plan{Root: queryplan.Node{Type: "Bitmap Heap Scan", Schema: "public", Relation: "event_p2", Plans: []queryplan.Node{{
+			Type: how, Plans: []queryplan.Node{
+				{Type: "Bitmap Index Scan", Index: "event_p2_id_idx", IndexCond: "(id = ANY ('{6000}'::bigint[]))"},
+				{Type: "Bitmap Index Scan", Index: "event_p2_at_idx", IndexCond: "(at >= now())"},
+			},
+		}}}}
+		if d := cmp.Diff(want, b.faults(p)); d != "" {
+			t.Errorf("%s: %s", how, d)
+		}
+	}
+}
+
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for sql, code := range map[string]string{
@@ -286,5 +306,51 @@ func TestThousands(t *testing.T) {
 		if got := queryplan.Thousands(n); got != want {
 			t.Errorf("%d is %q, want %q", n, got, want)
 		}
+	}
+}
+
+func TestWays(t *testing.T) {
+	b := newBench(t, "create index on event (lower(kind)); create index on event (kind) where not processed; create index on event using gin ((array[kind]));"+
+		"create table small (id bigint primary key); insert into small select generate_series(1, 3); analyze small")
+	for _, c := range []struct {
+		sql  string
+		any  bool
+		want queryplan.Way
+	}{
+		{"select from event_p1 where id = 1", false, queryplan.Way{Column: "id", Definition: "btree (id)", Found: true}},
+		{"select from event_p1 where lower(kind) = 'x'", false, queryplan.Way{Column: "lower(kind)", Definition: "btree (lower(kind))", Found: true}},
+		{"select * from event_p1 where not processed and kind = 'k1' limit 1", true, queryplan.Way{Column: "kind", Definition: "btree (kind) WHERE (NOT processed)", Partial: true, Found: true}},
+		{"select from event_p1 where array[kind] @> '{x}'", true, queryplan.Way{Column: "(ARRAY[kind])", Definition: "gin ((ARRAY[kind]))", Found: true}},
+		{"select from event_p1 where at < '2026-06-01 01:00+00'", true, queryplan.Way{Column: "at", Definition: "brin (at)", BRIN: true, Found: true}},
+		{"select * from event_p1 order by id limit 1", false, queryplan.Way{Column: "id", Definition: "btree (id)"}},
+		{"select from small where id = 1", false, queryplan.Way{}},
+		{"select from small where id = 1", true, queryplan.Way{Column: "id", Definition: "btree (id)", Found: true}},
+		{"select * from event_p1 where kind <> 'x'", false, queryplan.Way{}},
+	} {
+		b.exec("savepoint before")
+		if c.any {
+			if err := queryplan.AnyIndex(b.ctx, b.tx); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ways, err := queryplan.Ways(b.ctx, b.tx, b.explain(false, c.sql))
+		if err != nil || len(ways) != 1 {
+			t.Errorf("%s: %+v, %v", c.sql, ways, err)
+			continue
+		}
+		got := ways[0]
+		if (got.Index == "") != (c.want.Column == "") || got.Schema != "public" {
+			t.Errorf("%s: %+v", c.sql, got)
+		}
+		got.Schema, got.Relation, got.Index = "", "", ""
+		if got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.sql, got, c.want)
+		}
+		b.exec("rollback to before")
+	}
+	b.exec("drop index event_lower_idx")
+	faults := b.faults(b.explain(false, "select from event where lower(kind) = 'x'"), queryplan.Need{Table: "event", Column: "lower(kind)"})
+	if len(faults) != 3 || !strings.Contains(faults[0], "no index on lower(kind)") {
+		t.Errorf("faults %q", faults)
 	}
 }

@@ -159,6 +159,7 @@ type ConsumerLag struct {
 
 	// Of a consumer that syncjob pushes to.
 	Target       *string // kafka or webhook; nil: the consumer reads by itself
+	Pusher       string  // the process that pushes to it, where that was asked for; empty: none does
 	Delivering   *int64  // where the page ends that is being delivered
 	Attempts     int     // refused deliveries of that page
 	FailingSince *time.Time

@@ -47,6 +47,19 @@ func AdoptPush(ctx context.Context, pool *pgxpool.Pool, name, target string, req
 	return before, nil
 }
 
+// pushName is the name that who pushes to the consumer locks.
+func pushName(consumer string) string { return "push/" + consumer }
+
+// LockPush makes this process the one that pushes to the consumer; another one is a *HeldError.
+func LockPush(ctx context.Context, pool *pgxpool.Pool, consumer string) (*NameLock, error) {
+	return LockNames(ctx, pool, []string{pushName(consumer)})
+}
+
+// PushHolder returns who pushes to the consumer, or nothing.
+func PushHolder(ctx context.Context, pool *pgxpool.Pool, consumer string) (string, error) {
+	return holder(ctx, pool, pushName(consumer))
+}
+
 // A Fence is where a pusher believes its consumer to stand. What is changed under it is changed only there: a seek, a
 // commit or a removal meanwhile makes the change void.
 type Fence struct {
