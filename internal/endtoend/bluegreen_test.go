@@ -164,8 +164,9 @@ func (b *blueGreen) giveUp(code int, text string, args []string) {
 	b.t.Helper()
 	for _, why := range []string{"another process works on this migration", "gave up after", "grows as fast", "canceling statement due to lock timeout", "no partition manager"} {
 		if strings.Contains(text, why) {
-			b.refused[why]++
-			b.t.Logf("bluegreen %s: %s", strings.Join(args, " "), text)
+			if b.refused[why]++; b.refused[why] == 1 {
+				b.t.Logf("bluegreen %s: %s", strings.Join(args, " "), text)
+			}
 			return
 		}
 	}

@@ -182,19 +182,19 @@ func TestToolBluegreenFindings(t *testing.T) {
 	t.Parallel()
 	s := newSystem(t)
 	s.legacy(100)
-	s.exec("create view recent as select * from orders; alter view recent owner to plenum_owner")
+	s.exec("create materialized view recent as select * from orders; alter materialized view recent owner to plenum_owner")
 	expect := s.expect()
 	before := s.objects()
-	expect(1, `nothing that was found is called "view:nothing"`, append(slices.Clone(initOrders), "--accept", "view:nothing")...)
+	expect(1, `nothing that was found is called "matview:nothing"`, append(slices.Clone(initOrders), "--accept", "matview:nothing")...)
 	if got := s.objects(); got != before {
 		t.Errorf("a refused init has left something:\n%s\nbefore:\n%s", got, before)
 	}
 	out := expect(3, "1 stand against a swap", initOrders...)
-	if !strings.Contains(out, "create or replace view public.recent") {
+	if !strings.Contains(out, "after the swap drop it and create it again") {
 		t.Errorf("init does not say what to do:\n%s", out)
 	}
 	expect(0, "copied", "bluegreen", "sync")
-	expect(0, "in the way of making the new tables live: view:", "bluegreen", "status")
+	expect(0, "in the way of making the new tables live: matview:", "bluegreen", "status")
 	var report struct{ Findings []struct{ Name string } }
 	if err := json.Unmarshal([]byte(expect(3, "{", append(slices.Clone(initOrders), "--output", "json")...)), &report); err != nil || len(report.Findings) != 1 {
 		t.Fatalf("%v %+v", err, report)

@@ -131,7 +131,7 @@ create table customer (id bigint primary key);
 alter table orders add customer bigint references customer, add code text unique, alter at drop not null,
 	add constraint small check (id < 1000000) not valid, add constraint once exclude using btree (state with =) where (id < 0);
 create table line (orders bigint references orders);
-create view recent as select * from orders; create materialized view counted as select count(*) from orders;
+create view recent as select o from orders o; create view follows as select * from orders; create materialized view counted as select count(*) from orders;
 create rule quiet as on delete to orders where old.id = -1 do instead nothing;
 create function newest() returns bigint begin atomic select max(id) from orders; end;
 create table kept (o orders);
@@ -160,7 +160,7 @@ func TestFindings(t *testing.T) {
 		"unique:public.orders.orders_code_key", "exclusion:public.orders.once", "trigger:public.orders.each",
 		"trigger-table:public.orders.who", "trigger-key:public.orders.before", "index-statistics:public.orders.orders_lower", "statistics:public.orders.public.few",
 		"foreign-key:public.orders.orders_customer_fkey", "foreign-key-in:public.orders.line_orders_fkey of public.line", "function:public.orders.public.newest()",
-		"matview:public.orders.public.counted", "not-valid:public.orders.small", "row-type:public.orders.public.kept", "rule:public.orders.quiet", "view:public.orders.public.recent",
+		"matview:public.orders.public.counted", "not-valid:public.orders.small", "row-type:public.orders.public.kept", "row-type:public.orders.public.recent", "rule:public.orders.quiet", "view:public.orders.public.recent",
 		"null-key:public.orders", "infinite-key:public.orders", "old-rows:public.orders", "future-rows:public.orders",
 	}
 	got := names(r.Findings)
