@@ -22,3 +22,4 @@ update readings set payload = payload || '{"checked": true}';
 analyze readings, readings_archive;
 
 create view open_readings as select device_id, count(*) from readings where not processed group by device_id;
+create materialized view readings_a_day as select date_trunc('day', last_modified) as day, count(*) from readings group by 1;
