@@ -160,8 +160,10 @@ func TestFramers(t *testing.T) {
 		want   map[event]int
 	}{
 		{"client", startup + begin + decoy + commit + commit, func() framer { return newPostgresFramer(true) }, map[event]int{commitAsked: 2}},
-		{"all of a client", startup + begin + alter + commit, func() framer { return &postgresFramer{client: true, all: true, left: -1} },
-			map[event]int{commitAsked: 1, alterAsked: 1, messageSent: 2}},
+		{
+			"all of a client", startup + begin + alter + commit, func() framer { return &postgresFramer{client: true, all: true, left: -1} },
+			map[event]int{commitAsked: 1, alterAsked: 1, messageSent: 2},
+		},
 		{"server", ready + row + done + rollback + done + ready, func() framer { return newPostgresFramer(false) }, map[event]int{commitDone: 2}},
 		{"broker", connack + publish + long + again + connack, func() framer { return new(mqttFramer) }, map[event]int{publishSent: 3, publishedAgain: 1}},
 	} {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -211,7 +212,7 @@ func (m *Migration) publishable(ctx context.Context, conn *pgx.Conn, pairs []Pai
 // shorten drains the logs as far as can be without a lock. A table that was truncated is copied again, which is short work.
 func (m *Migration) shorten(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
 	s := &syncing{m: m, begun: time.Now()}
-	for _, p := range pairs {
+	for _, p := range slices.Concat(pairs, pairs) { // the first log has grown while the last was drained
 		if err := s.pair(ctx, conn, p); err != nil {
 			return err
 		}
