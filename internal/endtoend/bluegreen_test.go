@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"plenum/internal/devenv"
 	"plenum/internal/devenv/devtest"
 )
 
@@ -75,7 +76,10 @@ type blueGreen struct {
 
 func newBlueGreen(t *testing.T, seed uint64, rows int) *blueGreen {
 	t.Helper()
-	b := newBlueGreenOn(t, newSystem(t), seed)
+	s := newSystemApart(t, func(c *devenv.PostgresConfig) { // as a server is set up that has such tables
+		c.Settings["shared_buffers"], c.Settings["max_wal_size"] = sized("64MB", "2GB"), sized("1GB", "8GB")
+	})
+	b := newBlueGreenOn(t, s, seed)
 	b.rows = rows
 	b.exec("create sequence orders_id_seq")
 	for table, first := range map[string]int{"orders": 0, "orders_archive": -rows} { // a row is archived with its id
