@@ -89,4 +89,6 @@ had the same rows; it is copied already. Autovacuum is on, its WAL counts, and s
 	}
 	fmt.Fprintf(b, "\nDraining what a captured round left, nobody writing: %s ids/s, %s bytes of WAL an id. An id is counted each time that it was written.\n",
 		spanOf(0, figures(r.drains, passed.perSecond)), spanOf(0, figures(r.drains, passed.walPerRow)))
+	fmt.Fprintf(b, "\nOnce the migration is aborted, as many rounds on both tables: the one that was migrated has %s of the other one's transactions/s, which is what the ratios above owe to the tables.\n",
+		spanOf(2, r.controls))
 }

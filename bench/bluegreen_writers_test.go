@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -67,7 +68,9 @@ func (h *house) writings(r *bluegreenResults) {
 		h.inTurn(n,
 			func() { round[bare] = d.write("flat", days, r.size) },
 			func() {
-				round[captured] = d.write("watched", days, r.size)
+				w := d.write("watched", days, r.size)
+				w.left = d.number(logLeft)
+				round[captured] = w
 				r.drains = append(r.drains, d.drained(m))
 			},
 			func() { round[followed] = d.writeFollowed(m, days, r.size) })
@@ -77,11 +80,20 @@ func (h *house) writings(r *bluegreenResults) {
 		d.expect("select count(*) from "+table, days.total())
 	}
 	d.verify(m)
+	h.check(m.Abort(h.ctx))
+	for n := range r.size.rounds {
+		var other, migrated writing
+		h.inTurn(n,
+			func() { other = d.write("flat", days, r.size) },
+			func() { migrated = d.write("watched", days, r.size) })
+		r.controls = append(r.controls, migrated.perSecond()/other.perSecond())
+	}
+	slices.Sort(r.controls)
 }
 
 const (
 	logLeft  = "select count(*) from bluegreen_log_1"
-	logDrawn = "select coalesce(pg_sequence_last_value(pg_get_serial_sequence('bluegreen_log_1', 'seq')::regclass), 0)"
+	logDrawn = "select coalesce(pg_sequence_last_value(to_regclass('bluegreen_log_1_seq_seq')), 0)" // 0 without a migration
 )
 
 // drained is how fast one sync empties the log.
@@ -102,6 +114,7 @@ func (d *database) writeFollowed(m *bluegreen.Migration, days days, s bluegreenS
 	ended := make(chan error, 1)
 	go func() { ended <- m.Sync(ctx, bluegreen.SyncOptions{Follow: true}) }()
 	w := d.write("watched", days, s)
+	w.left = d.number(logLeft)
 	d.h.await(50*time.Millisecond, func() error {
 		select {
 		case err := <-ended:
@@ -142,7 +155,7 @@ func (d *database) write(table string, days days, s bluegreenSize) (w writing) {
 		})
 	}
 	all.Wait()
-	w.took, w.left = time.Since(begin), d.number(logLeft)
+	w.took = time.Since(begin)
 	w.wal += d.wal()
 	w.logged = d.number(logDrawn) - drawn
 	d.h.check(errs)
