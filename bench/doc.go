@@ -14,8 +14,12 @@
 // what the ledger adds to a row at several rates. BenchmarkHandoff is about the consumer: how soon it has a row, and how fast it catches
 // up; it knows no more of the feed than its HTTP.
 //
+// BenchmarkBlueGreen is about moving such a table to partitions while it is in use: the copy beside one statement that does the same, what
+// writers feel of the capture and of a sync that follows, on two tables of the same rows, and the rates of verify and drain.
+//
 // The rows of these are made by the server, with the shape of an air compressor's signals: see days and makePayloads. Only
-// BenchmarkMarking and BenchmarkLedger have autovacuum, since what is measured there would look better, or worse, without.
+// BenchmarkMarking, BenchmarkLedger and the writers of BenchmarkBlueGreen have autovacuum, since what is measured there would look
+// better, or worse, without.
 //
 // What must hold, for the figures to mean what they say:
 //

@@ -150,16 +150,20 @@ func (m *Migration) skipPage(ctx context.Context, conn *pgx.Conn, p Pair) (Curso
 
 func tid(page int64) string { return fmt.Sprintf("(%d,0)", page) }
 
+// onceSQL looks at all tables of a side: a leaf may have keys of its own.
 const onceSQL = `
-select exists (select from pg_index x where x.indrelid = $1 and not x.indimmediate and (x.indisunique or x.indisexclusion))`
+select count(*) > 0, coalesce(bool_or(not x.indimmediate), false) from pg_index x
+ where (x.indisunique or x.indisexclusion) and (x.indrelid = $1::oid or x.indrelid in (select relid::oid from pg_partition_tree($1::oid)))`
 
-// once is the clause that passes over rows that are there already. A deferrable key allows no ON CONFLICT: then the ids of the log are left out.
+// once is the clause that passes over rows that are there already. Without a key no row is refused, and ON CONFLICT would only make each
+// insert speculative, which costs WAL. A deferrable key allows no ON CONFLICT: then the ids of the log are left out.
 func (m *Migration) once(ctx context.Context, tx pgx.Tx, p Pair) (string, error) {
-	var deferrable bool
-	if err := tx.QueryRow(ctx, onceSQL, p.oid(p.Active.other())).Scan(&deferrable); err != nil {
+	var keyed, deferrable bool
+	err := tx.QueryRow(ctx, onceSQL, p.oid(p.Active.other())).Scan(&keyed, &deferrable)
+	switch {
+	case err != nil || !keyed:
 		return "", err
-	}
-	if deferrable {
+	case deferrable:
 		return fmt.Sprintf("and not exists (select from %s l where l.id = t.%s)", m.logTable(p), p.id()), nil
 	}
 	return "on conflict do nothing", nil

@@ -69,20 +69,27 @@ func at(name string, do func()) func(string) {
 
 func TestSyncCopiesAndDrains(t *testing.T) {
 	t.Parallel()
-	for name, sql := range map[string]string{
-		"no key":         "",
-		"key":            "create unique index on orders (id, at)",
-		"deferrable key": "alter table orders add unique (id, at) deferrable",
+	for name, c := range map[string]struct{ blue, leaf string }{
+		"no key":                   {},
+		"key":                      {blue: "create unique index on orders (id, at)"},
+		"deferrable key":           {blue: "alter table orders add unique (id, at) deferrable"},
+		"key of leaves":            {leaf: "create unique index on %s (id)"},
+		"deferrable key of leaves": {leaf: "alter table %s add unique (id, at) deferrable"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			newYard(t, many+sql).copiesAndDrains()
+			y := newYard(t, many+c.blue)
+			y.init("orders")
+			if c.leaf != "" {
+				y.exec("do $$ declare leaf regclass; begin for leaf in select inhrelid from pg_inherits where inhparent = 'orders_new'::regclass loop " +
+					"execute format('" + c.leaf + "', leaf); end loop; end $$")
+			}
+			y.copiesAndDrains()
 		})
 	}
 }
 
 func (y *yard) copiesAndDrains() {
-	y.init("orders")
 	var last bluegreen.Progress
 	write := at("copied a batch", func() {
 		y.exec("update orders set state = 'changed' where id % 7 = 0") // moves to later pages
