@@ -15,10 +15,8 @@ run() {
 	exit "$status"
 }
 
-run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 150m -skip '^TestBlueGreen(Cost)?$' ./internal/endtoend
-for alone in TestBlueGreen TestBlueGreenCost; do # these take all of the machine
-	run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 180m -run "^$alone\$" ./internal/endtoend
-done
+run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 150m -skip '^TestBlueGreen$' ./internal/endtoend
+run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 180m -run '^TestBlueGreen$' ./internal/endtoend # it takes all of the machine
 run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 30m ./pkg/partman
 run "$go" test -run '^$' -fuzz '^FuzzDecode$' -fuzztime 10m ./pkg/telemetry
 {
