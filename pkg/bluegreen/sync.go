@@ -105,7 +105,11 @@ func (s *syncing) pair(ctx context.Context, conn *pgx.Conn, p Pair) error {
 		p.Cursor.Done = true
 		if fresh {
 			// SHARE UPDATE EXCLUSIVE on the passive side. Autovacuum never does it for a partitioned table, and plans after a swap need it.
-			if _, err := conn.Exec(ctx, "analyze "+p.table(p.Active.other())); err != nil {
+			err := s.m.locking(ctx, conn, func(tx pgx.Tx) error {
+				_, err := tx.Exec(ctx, "analyze "+p.table(p.Active.other()))
+				return err
+			})
+			if err != nil {
 				return fmt.Errorf("analyze table %s: %w", p.table(p.Active.other()), err)
 			}
 		}
