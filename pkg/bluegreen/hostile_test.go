@@ -48,3 +48,20 @@ func TestStatementTimeoutOfTheRole(t *testing.T) {
 	y.sync()
 	y.alike("orders", "orders_new")
 }
+
+// A column may be called like what a query of verify's calls the row.
+func TestVerifyLooksAtAllColumns(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"alter table orders add t int default 1, add b int default 2, add g int default 3, add l int default 4, add s int default 5, add x int default 6, add day int, add row text, add side text")
+	y.init("orders")
+	y.sync()
+	y.exec("begin; set local plenum_bluegreen.applying = 'on'; update orders_new set state = 'wrong' where id = 3; commit")
+	if list := y.verify(); len(list) != 1 || len(list[0].Rows) != 2 || list[0].Rows[1].ID != "3" {
+		t.Errorf("differences %v", list)
+	}
+	y.exec("update orders set state = state where id = 3")
+	y.swap(bluegreen.Green)
+	y.exec("update orders set t = null, b = null, g = null, l = null, s = null, x = null where id = 4")
+	y.swap(bluegreen.Blue)
+	y.alike("orders", "orders_new")
+}
