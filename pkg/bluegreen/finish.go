@@ -40,7 +40,7 @@ func (m *Migration) finish(ctx context.Context, tx pgx.Tx, p Pair, drop, last bo
 		return err
 	}
 	if drop {
-		if _, err := tx.Exec(ctx, "drop table "+p.table(Blue)); err != nil {
+		if err := dropSide(ctx, tx, p, Blue); err != nil {
 			return fmt.Errorf("drop the old table: %w", err)
 		}
 	}

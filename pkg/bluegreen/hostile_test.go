@@ -1,6 +1,7 @@
 package bluegreen_test
 
 import (
+	"strings"
 	"testing"
 
 	"plenum/pkg/bluegreen"
@@ -63,5 +64,52 @@ func TestVerifyLooksAtAllColumns(t *testing.T) {
 	y.swap(bluegreen.Green)
 	y.exec("update orders set t = null, b = null, g = null, l = null, s = null, x = null where id = 4")
 	y.swap(bluegreen.Blue)
+	y.alike("orders", "orders_new")
+}
+
+func (y *yard) refusedAs(what, word string, err error) {
+	y.Helper()
+	if err == nil || !strings.Contains(err.Error(), word) {
+		y.Errorf("%s: %v, want %q", what, err, word)
+	}
+}
+
+// Somebody drops the passive side: the commands say so, and the one that ends the migration does.
+func TestPassiveSideIsDropped(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	before := y.text("select " + catalogSQL)
+	y.init("orders")
+	y.sync()
+	y.exec("drop table orders_new; create table orders_new ()")
+	y.refusedAs("sync", "abort ends", y.m.Sync(y.ctx, bluegreen.SyncOptions{}))
+	if err := y.m.Abort(y.ctx); err != nil {
+		t.Errorf("abort: %v", err)
+	}
+	y.exec("drop table orders_new") // it was not the migration's to drop
+	y.is(before, "select "+catalogSQL)
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("drop table orders_old; insert into orders (id, at) values (1000, now())")
+	_, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{SkipVerify: true})
+	y.refusedAs("rollback", "finish ends", err)
+	if err := y.m.Finish(y.ctx, true); err != nil {
+		t.Errorf("finish: %v", err)
+	}
+	y.exec("insert into orders (id, at) values (1001, now())")
+}
+
+// Another table that has got the name is not taken for the one of the migration: rows of the passive side would be lost.
+func TestActiveSideIsReplaced(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.exec("update orders set processed = true; alter table orders rename to orders_x; create table orders (like orders_x)")
+	y.refusedAs("sync", "rename it back", y.m.Sync(y.ctx, bluegreen.SyncOptions{}))
+	y.is("240", "select count(*) from orders_new")
+	y.exec("drop table orders; alter table orders_x rename to orders")
+	y.sync()
 	y.alike("orders", "orders_new")
 }

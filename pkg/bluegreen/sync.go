@@ -73,8 +73,17 @@ func (s *syncing) round(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// prepare sees that all is captured and each scope as wide as it can be, and reads the pairs.
+// prepare sees that both sides are there, all is captured and each scope as wide as it can be, and reads the pairs.
 func (m *Migration) prepare(ctx context.Context, conn *pgx.Conn) ([]Pair, error) {
+	pairs, err := readPairs(ctx, conn, m.cfg.Schema)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range pairs {
+		if err := m.placed(ctx, conn, p); err != nil {
+			return nil, err
+		}
+	}
 	if err := m.ensureCapture(ctx, conn); err != nil {
 		return nil, err
 	}
