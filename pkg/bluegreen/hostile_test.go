@@ -1,6 +1,7 @@
 package bluegreen_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 
@@ -112,4 +113,38 @@ func TestActiveSideIsReplaced(t *testing.T) {
 	y.exec("drop table orders; alter table orders_x rename to orders")
 	y.sync()
 	y.alike("orders", "orders_new")
+}
+
+// What is altered on the active side alone stops a swap: its application would miss it after that, and a rollback would lose a column.
+func TestOneSideIsAltered(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"create function f() returns trigger language plpgsql as 'begin return new; end'; create table customer (id int primary key)")
+	late := "late_" + y.text("select current_database()")
+	y.exec("create role " + late)
+	t.Cleanup(func() { // it is the server's
+		if _, err := y.pool.Exec(context.WithoutCancel(y.ctx), "drop owned by "+late+"; drop role "+late); err != nil {
+			t.Error(err)
+		}
+	})
+	y.init("orders")
+	y.sync()
+	to := bluegreen.Green
+	for word, sql := range map[string]string{
+		"note text": "alter table %s add column note text", "character varying(9)": "alter table %s alter state type varchar(9)",
+		"'other'": "alter table %s alter state set default 'other'", "grant insert to late": "grant insert on %s to " + late,
+		"grant update (state)": "grant update (state) on %s to " + late, "trigger f, which calls f": "create trigger f before insert on %s for each row execute function f()",
+		"row level security": "alter table %s enable row level security", "policy p": "create policy p on %s using (true)",
+	} {
+		y.exec(strings.ReplaceAll(sql, "%s", "orders"))
+		_, err := y.m.Swap(y.ctx, to, bluegreen.SwapOptions{})
+		y.refusedAs(sql, word, err)
+		s, err := y.m.Status(y.ctx)
+		if err != nil || len(s.Blocked) != 1 || !strings.Contains(s.Blocked[0], word) {
+			t.Errorf("%s: blocked %q, %v", sql, s.Blocked, err)
+		}
+		passive := map[bluegreen.Side]string{bluegreen.Green: "orders_new", bluegreen.Blue: "orders_old"}[to]
+		y.exec(strings.ReplaceAll(sql, "%s", passive))
+		y.swap(to)
+		to = map[bluegreen.Side]bluegreen.Side{bluegreen.Green: bluegreen.Blue, bluegreen.Blue: bluegreen.Green}[to]
+	}
 }

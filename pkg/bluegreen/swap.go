@@ -14,7 +14,8 @@ import (
 
 // SwapOptions say what a swap may leave out.
 type SwapOptions struct {
-	// SkipVerify swaps without a comparison of both sides, which reads all of both and may take long, and, to green, of their plans.
+	// SkipVerify swaps without a comparison of both sides, which reads all of both and may take long, of their columns, rights and
+	// triggers, and, to green, of their plans.
 	SkipVerify bool
 }
 
@@ -63,8 +64,11 @@ func (m *Migration) Swap(ctx context.Context, to Side, o SwapOptions) (s Swapped
 	if to != Blue && to != Green {
 		return s, fmt.Errorf("side %q: blue or green is needed", to)
 	}
-	if !o.SkipVerify { // both look only, and take long: before the lock
+	if !o.SkipVerify { // these look only, and take long: before the lock
 		if s, err = m.already(ctx, to); err != nil || s.Already {
+			return s, err
+		}
+		if err := m.undrifted(ctx); err != nil {
 			return s, err
 		}
 		if to == Green {
