@@ -148,3 +148,23 @@ func TestOneSideIsAltered(t *testing.T) {
 		to = map[bluegreen.Side]bluegreen.Side{bluegreen.Green: bluegreen.Blue, bluegreen.Blue: bluegreen.Green}[to]
 	}
 }
+
+// A table that is published only after init: the new one has no replica identity, and the application's updates would fail.
+func TestPublicationAfterInit(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.exec("create publication p for table orders with (publish = 'insert', publish_via_partition_root)")
+	y.swap(bluegreen.Green)
+	y.swap(bluegreen.Blue)
+	y.exec("alter publication p set (publish = 'insert, update')")
+	_, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{})
+	y.refusedAs("swap", "do $$", err)
+	_, do, _ := strings.Cut(err.Error(), "refused, which has no replica identity: ")
+	y.exec(do)
+	y.round()
+	y.swap(bluegreen.Green)
+	y.exec("update orders set processed = true")
+	y.exec("delete from orders where id < 5")
+}
