@@ -168,3 +168,17 @@ func TestPublicationAfterInit(t *testing.T) {
 	y.exec("update orders set processed = true")
 	y.exec("delete from orders where id < 5")
 }
+
+// Names that the other side needs are refused by init with what to do, and not by PostgreSQL at each swap.
+func TestNamesThatTheOtherSideNeeds(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", 60)
+	for says, sql := range map[string]string{
+		`"orders_at_old" is there already in schema "public", and the other side of "orders_at"`: "create index orders_at_old on orders (at, state)",
+		`"orders_at_new" is there already`:  "create table orders_at_new ()",
+		"rename one":                        "create index " + long + "_a on orders (state); create index " + long + "_b on orders (state)",
+		`other side of "orders_number_seq"`: "alter table orders add number int generated always as identity; create sequence orders_number_seq_old",
+	} {
+		newYard(t, plain+sql).refuses("orders", says)
+	}
+}
