@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"plenum/pkg/partman"
 )
 
 const takeSQL = `
@@ -31,6 +33,11 @@ func (m *Migration) drainBatch(ctx context.Context, tx pgx.Tx, p Pair, limit int
 	if len(ids) == 0 {
 		return taken, nil
 	}
+	if p.strict {
+		if err := m.strays(ctx, tx, p, ids); err != nil {
+			return 0, err
+		}
+	}
 	if err := m.removeIDs(ctx, tx, p, ids); err != nil {
 		return 0, err
 	}
@@ -42,6 +49,28 @@ func (m *Migration) drainBatch(ctx context.Context, tx pgx.Tx, p Pair, limit int
 	}
 	m.cfg.Step("rows inserted")
 	return taken, nil
+}
+
+// straysSQL names one row of blue that is out of the scope, where that was not accepted.
+const straysSQL = `
+select id, finding from (
+	select %[1]s::text as id, case when %[2]s is null then 'null-key' when not isfinite(%[2]s) then 'infinite-key' when %[2]s < $2::timestamptz then 'old-rows' else 'future-rows' end || ':' || $4 as finding
+	  from %[3]s where %[1]s = any ($1::text[]::%[4]s[]) and (%[2]s >= $2::timestamptz and %[2]s < $3::timestamptz) is not true
+) s where not exists (select from %[5]s where n = $5 and finding = any (accepted)) limit 1`
+
+// strays refuses rows that have left the scope, or came outside of it, after the findings of a swap were looked at: they would be
+// missing from the new table, and go with the old one.
+func (m *Migration) strays(ctx context.Context, tx pgx.Tx, p Pair, ids []string) error {
+	sql := fmt.Sprintf(straysSQL, p.id(), pgx.Identifier{p.Key}.Sanitize(), p.table(Blue), p.IDType, m.own("bluegreen_pair"))
+	var id, finding string
+	err := tx.QueryRow(ctx, sql, ids, p.Low, p.High, partman.FormatName(p.Schema, p.Name), p.N).Scan(&id, &finding)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for rows of %s that no partition takes: %w", p.table(Blue), err)
+	}
+	return fmt.Errorf("row %s of table %s was just written with a key that no partition takes: correct it, or accept %s with init", id, p.table(Blue), finding)
 }
 
 // leavesSQL is the span of green's partitions, wherever they are: what they can have, they may have given to blue.

@@ -182,3 +182,27 @@ func TestNamesThatTheOtherSideNeeds(t *testing.T) {
 		newYard(t, plain+sql).refuses("orders", says)
 	}
 }
+
+// A row that leaves the scope after the findings were looked at, just before the locks, is not left behind in the old table.
+func TestRowLeavesTheScopeDuringTheSwap(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"alter table orders alter at drop not null")
+	y.init("orders")
+	y.sync()
+	for finding, sql := range map[string]string{
+		"null-key": "update orders set at = null where id = 5", "infinite-key": "update orders set at = 'infinity' where id = 6",
+		"old-rows": "insert into orders (at) values (now() - interval '400 days')", "future-rows": "insert into orders (at) values (now() + interval '400 days')",
+	} {
+		y.m = y.migration(at("passive sides locked", func() { y.exec(sql) }))
+		_, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{SkipVerify: true})
+		y.refusedAs("swap", "accept "+finding+":public.orders", err)
+		y.is("r", "select relkind from pg_class where relname = 'orders'")
+		_, err = y.m.Init(y.ctx, bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id", Accept: []string{finding + ":public.orders"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	y.m = y.migration(at("passive sides locked", func() { y.exec("update orders set at = null where id = 7") }))
+	y.swap(bluegreen.Green)
+	y.is("0 3", "select (select count(*) from orders where id in (5, 6, 7)) || ' ' || (select count(*) from orders_old where id in (5, 6, 7))")
+}

@@ -128,6 +128,9 @@ func (m *Migration) swap(ctx context.Context, conn *pgx.Conn, to Side) (Swapped,
 	if err := m.ready(ctx, conn, pairs, to); err != nil {
 		return Swapped{}, err
 	}
+	for n := range pairs {
+		pairs[n].strict = to == Green
+	}
 	if err := m.shorten(ctx, conn, pairs); err != nil {
 		return Swapped{}, err
 	}
