@@ -43,8 +43,12 @@ func (m *Migration) drainBatch(ctx context.Context, tx pgx.Tx, p Pair, limit int
 	}
 	m.cfg.Step("rows deleted")
 	sql := fmt.Sprintf("insert into %s (%s) overriding system value select %s from %s where %s = any ($1::text[]::%s[]) and %s",
-		p.table(p.Active.other()), p.columns(), p.columns(), p.table(p.Active), p.id(), p.IDType, p.within(p.Active, 2))
-	if _, err := tx.Exec(ctx, sql, ids, p.Low, p.High); err != nil {
+		p.table(p.Active.other()), p.columns(), p.columns(), p.table(p.Active), p.id(), p.IDType, p.within(Blue, 2))
+	low, high, err := p.span(ctx, tx)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := tx.Exec(ctx, sql, ids, low, high); err != nil {
 		return 0, fmt.Errorf("write rows of %d ids to table %s: %w", len(ids), p.table(p.Active.other()), err)
 	}
 	m.cfg.Step("rows inserted")
@@ -80,14 +84,23 @@ select least($2::timestamptz, min((regexp_match(bound, 'FROM \(''([^'']+)''\)'))
        greatest($3::timestamptz, max((regexp_match(bound, 'TO \(''([^'']+)''\)'))[1]::timestamptz))
   from leaf`
 
+// span is what of both sides is kept the same. With green active a partition that was made since the scope was widened is of it as well; rows of
+// a DEFAULT partition are not.
+func (p Pair) span(ctx context.Context, tx pgx.Tx) (low, high time.Time, err error) {
+	if p.Active == Blue {
+		return p.Low, p.High, nil
+	}
+	if err := tx.QueryRow(ctx, leavesSQL, p.Green, p.Low, p.High).Scan(&low, &high); err != nil {
+		return low, high, fmt.Errorf("look at the partitions of table %s: %w", p.table(Green), err)
+	}
+	return low, high, nil
+}
+
 func (m *Migration) removeIDs(ctx context.Context, tx pgx.Tx, p Pair, ids []string) error {
 	passive := p.Active.other()
-	low, high := p.Low, p.High
-	if passive == Blue {
-		// A partition that was made since the scope was widened is green's as well.
-		if err := tx.QueryRow(ctx, leavesSQL, p.Green, low, high).Scan(&low, &high); err != nil {
-			return fmt.Errorf("look at the partitions of table %s: %w", p.table(Green), err)
-		}
+	low, high, err := p.span(ctx, tx)
+	if err != nil {
+		return err
 	}
 	sql := fmt.Sprintf("delete from %s where %s = any ($1::text[]::%s[]) and %s", p.table(passive), p.id(), p.IDType, p.within(passive, 2))
 	if _, err := tx.Exec(ctx, sql, ids, low, high); err != nil {

@@ -206,3 +206,28 @@ func TestRowLeavesTheScopeDuringTheSwap(t *testing.T) {
 	y.swap(bluegreen.Green)
 	y.is("0 3", "select (select count(*) from orders where id in (5, 6, 7)) || ' ' || (select count(*) from orders_old where id in (5, 6, 7))")
 }
+
+// Somebody gives the new table a DEFAULT partition: its rows are not doubled in the old one, which keeps those that are of no day, and
+// a rollback does not leave them behind unnoticed.
+func TestDefaultPartition(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, `create table orders (id bigint not null, at timestamptz, state text); create index on orders (id);
+		insert into orders (id, at) select i, now() - i * interval '1 hour' from generate_series(1, 50) i`)
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("create table orders_rest partition of orders default; insert into orders (id, at) values (1000, null), (1001, now() + interval '1 year'), (1002, now())")
+	for range 2 {
+		y.sync()
+		y.exec("update orders set state = state || 'x' where id >= 1000")
+	}
+	y.sync()
+	y.is("1", "select count(*) from orders_old where id >= 1000")
+	y.refusedAs("rollback", "orders_rest", func() error {
+		_, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{})
+		return err
+	}())
+	y.exec("alter table orders detach partition orders_rest")
+	y.swap(bluegreen.Blue)
+	y.alike("orders", "orders_new")
+}

@@ -63,8 +63,19 @@ select format('policy %I for %s using %s with check %s', polname, polcmd, pg_get
 select format('trigger %I, which calls %s', tgname, tgfoid::regproc) from pg_trigger
  where tgrelid = $1 and not tgisinternal and not starts_with(tgname, $2) and (tgtype & 1 = 0 or (tgoldtable is null and tgnewtable is null))`
 
+const restSQL = `
+select coalesce(min(i.inhrelid::regclass::text), '') from pg_inherits i join pg_class c on c.oid = i.inhrelid
+ where i.inhparent = $1 and pg_get_expr(c.relpartbound, c.oid) = 'DEFAULT'`
+
 // drift says what was changed on one side alone since init, and would be missed, or lost, after a swap. Empty where nothing was.
 func (m *Migration) drift(ctx context.Context, db queryer, p Pair) (fault string, err error) {
+	var rest string
+	if err := db.QueryRow(ctx, restSQL, p.Green).Scan(&rest); err != nil {
+		return "", fmt.Errorf("look at the partitions of table %s: %w", p.table(Green), err)
+	}
+	if rest != "" {
+		return fmt.Sprintf("table %s has the DEFAULT partition %s, whose rows the other side does not get: move them to where their day is, and detach it", p.table(Green), rest), nil
+	}
 	told := map[Side]map[string]bool{}
 	for _, side := range []Side{Blue, Green} {
 		rows, err := db.Query(ctx, toldSQL, p.oid(side), triggerPrefix)
