@@ -231,3 +231,17 @@ func TestDefaultPartition(t *testing.T) {
 	y.swap(bluegreen.Blue)
 	y.alike("orders", "orders_new")
 }
+
+// What still hangs on the old table is named, and the migration goes on as it was.
+func TestFinishNamesWhatIsInTheWay(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("create view late as select * from orders_old")
+	y.refusedAs("finish", "view late depends on table orders_old", y.m.Finish(y.ctx, true))
+	if err := y.m.Finish(y.ctx, false); err != nil {
+		t.Error(err)
+	}
+}
