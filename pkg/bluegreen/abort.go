@@ -44,7 +44,7 @@ func (m *Migration) uproot(ctx context.Context, tx pgx.Tx, p Pair) error {
 	if err := m.uncapture(ctx, tx, p, Blue); err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, "drop table "+p.table(Green)); err != nil {
+	if err := dropSide(ctx, tx, p, Green); err != nil {
 		return err
 	}
 	return m.dropCapture(ctx, tx, p)

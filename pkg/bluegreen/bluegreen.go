@@ -125,6 +125,9 @@ type Pair struct {
 	// Low and High are green's scope: rows of blue with Low <= key < High are in green, all others stay in blue alone.
 	Low, High time.Time
 
+	// strict is set while a swap to green drains what came since it has looked at the findings.
+	strict bool
+
 	// Cursor is the copy's; it belongs to the active side.
 	Cursor Cursor
 	// Columns are those that are written, in the table's order: all but generated ones.

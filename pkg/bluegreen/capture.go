@@ -272,8 +272,10 @@ func (m *Migration) dropCapture(ctx context.Context, tx pgx.Tx, p Pair) error {
 	return err
 }
 
-// session is how this package's transactions see times and rows.
-const session = "set local timezone = 'UTC'; set local row_security = off; set local plenum_bluegreen.applying = 'on'"
+// session is how this package's transactions see times and rows, whatever is set for the role: what is read under a lock is read after
+// it was got, and a copy takes its time.
+const session = "set transaction isolation level read committed; set local statement_timeout = 0; " +
+	"set local timezone = 'UTC'; set local row_security = off; set local plenum_bluegreen.applying = 'on'"
 
 // locking runs do in a transaction that waits for no lock longer than LockTimeout, and tries again where it did not get one.
 func (m *Migration) locking(ctx context.Context, conn *pgx.Conn, do func(tx pgx.Tx) error) error {
@@ -315,9 +317,11 @@ func pause(ctx context.Context, d time.Duration) error {
 
 // reading runs do in one snapshot, in a transaction that writes nothing.
 func (m *Migration) reading(ctx context.Context, do func(tx pgx.Tx) error) error {
-	options := pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}
-	return pgx.BeginTxFunc(ctx, m.cfg.Pool, options, func(tx pgx.Tx) error {
+	return pgx.BeginFunc(ctx, m.cfg.Pool, func(tx pgx.Tx) error {
 		if err := m.begin(ctx, tx); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, "set transaction isolation level repeatable read, read only"); err != nil {
 			return err
 		}
 		return do(tx)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"plenum/pkg/partman"
 )
 
 const takeSQL = `
@@ -35,17 +37,48 @@ func (m *Migration) drainBatch(ctx context.Context, tx pgx.Tx, p Pair, limit int
 	if len(ids) == 0 {
 		return taken, nil
 	}
+	if p.strict {
+		if err := m.strays(ctx, tx, p, ids); err != nil {
+			return 0, err
+		}
+	}
 	if err := m.removeIDs(ctx, tx, p, ids); err != nil {
 		return 0, err
 	}
 	m.cfg.Step("rows deleted")
 	sql := fmt.Sprintf("insert into %s (%s) overriding system value select %s from %s where %s = any ($1::text[]::%s[]) and %s",
-		p.table(p.Active.other()), p.columns(), p.columns(), p.table(p.Active), p.id(), p.IDType, p.within(p.Active, 2))
-	if _, err := tx.Exec(ctx, sql, ids, p.Low, p.High); err != nil {
+		p.table(p.Active.other()), p.columns(), p.columns(), p.table(p.Active), p.id(), p.IDType, p.within(Blue, 2))
+	low, high, err := p.span(ctx, tx)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := tx.Exec(ctx, sql, ids, low, high); err != nil {
 		return 0, fmt.Errorf("write rows of %d ids to table %s: %w", len(ids), p.table(p.Active.other()), err)
 	}
 	m.cfg.Step("rows inserted")
 	return taken, nil
+}
+
+// straysSQL names one row of blue that is out of the scope, where that was not accepted.
+const straysSQL = `
+select id, finding from (
+	select %[1]s::text as id, case when %[2]s is null then 'null-key' when not isfinite(%[2]s) then 'infinite-key' when %[2]s < $2::timestamptz then 'old-rows' else 'future-rows' end || ':' || $4 as finding
+	  from %[3]s where %[1]s = any ($1::text[]::%[4]s[]) and (%[2]s >= $2::timestamptz and %[2]s < $3::timestamptz) is not true
+) s where not exists (select from %[5]s where n = $5 and finding = any (accepted)) limit 1`
+
+// strays refuses rows that have left the scope, or came outside of it, after the findings of a swap were looked at: they would be
+// missing from the new table, and go with the old one.
+func (m *Migration) strays(ctx context.Context, tx pgx.Tx, p Pair, ids []string) error {
+	sql := fmt.Sprintf(straysSQL, p.id(), pgx.Identifier{p.Key}.Sanitize(), p.table(Blue), p.IDType, m.own("bluegreen_pair"))
+	var id, finding string
+	err := tx.QueryRow(ctx, sql, ids, p.Low, p.High, partman.FormatName(p.Schema, p.Name), p.N).Scan(&id, &finding)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for rows of %s that no partition takes: %w", p.table(Blue), err)
+	}
+	return fmt.Errorf("row %s of table %s was just written with a key that no partition takes: correct it, or accept %s with init", id, p.table(Blue), finding)
 }
 
 // leavesSQL is the span of green's partitions, wherever they are: what they can have, they may have given to blue.
@@ -55,14 +88,23 @@ select least($2::timestamptz, min((regexp_match(bound, 'FROM \(''([^'']+)''\)'))
        greatest($3::timestamptz, max((regexp_match(bound, 'TO \(''([^'']+)''\)'))[1]::timestamptz))
   from leaf`
 
+// span is what of both sides is kept the same. With green active a partition that was made since the scope was widened is of it as well; rows of
+// a DEFAULT partition are not.
+func (p Pair) span(ctx context.Context, tx pgx.Tx) (low, high time.Time, err error) {
+	if p.Active == Blue {
+		return p.Low, p.High, nil
+	}
+	if err := tx.QueryRow(ctx, leavesSQL, p.Green, p.Low, p.High).Scan(&low, &high); err != nil {
+		return low, high, fmt.Errorf("look at the partitions of table %s: %w", p.table(Green), err)
+	}
+	return low, high, nil
+}
+
 func (m *Migration) removeIDs(ctx context.Context, tx pgx.Tx, p Pair, ids []string) error {
 	passive := p.Active.other()
-	low, high := p.Low, p.High
-	if passive == Blue {
-		// A partition that was made since the scope was widened is green's as well.
-		if err := tx.QueryRow(ctx, leavesSQL, p.Green, low, high).Scan(&low, &high); err != nil {
-			return fmt.Errorf("look at the partitions of table %s: %w", p.table(Green), err)
-		}
+	low, high, err := p.span(ctx, tx)
+	if err != nil {
+		return err
 	}
 	sql := fmt.Sprintf("delete from %s where %s = any ($1::text[]::%s[]) and %s", p.table(passive), p.id(), p.IDType, p.within(passive, 2))
 	if _, err := tx.Exec(ctx, sql, ids, low, high); err != nil {

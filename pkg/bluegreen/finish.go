@@ -2,9 +2,11 @@ package bluegreen
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Finish ends the migration with green active: the capture ends, retention is resumed, and where drop is set the old tables are
@@ -40,7 +42,11 @@ func (m *Migration) finish(ctx context.Context, tx pgx.Tx, p Pair, drop, last bo
 		return err
 	}
 	if drop {
-		if _, err := tx.Exec(ctx, "drop table "+p.table(Blue)); err != nil {
+		if err := dropSide(ctx, tx, p, Blue); err != nil {
+			var fault *pgconn.PgError
+			if errors.As(err, &fault) && fault.Code == "2BP01" {
+				return fmt.Errorf("drop the old table: %w: %s: drop these, or make them anew for the new table, or finish without --drop", err, fault.Detail)
+			}
 			return fmt.Errorf("drop the old table: %w", err)
 		}
 	}

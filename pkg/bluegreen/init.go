@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -156,8 +157,42 @@ func (m *Migration) look(ctx context.Context, tx pgx.Tx, t target, accept []stri
 		return s, nil, fmt.Errorf("%s has no index on its id: each changed row would be searched in all of it; create index concurrently on %s (%s)",
 			t.quoted(), t.quoted(), pgx.Identifier{t.ID}.Sanitize())
 	}
+	if err := s.namesFree(ctx, tx); err != nil {
+		return s, nil, err
+	}
 	found, err = s.findings(ctx, tx, accept)
 	return s, found, err
+}
+
+const takenSQL = `select coalesce(min(c.relname), '') from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = $1 and c.relname = any ($2)`
+
+// namesFree refuses where an index or a sequence has no name for its other side, or would find it taken at the swap.
+func (s shape) namesFree(ctx context.Context, tx pgx.Tx) error {
+	var names []string
+	for _, i := range s.Indexes {
+		names = append(names, i.Name)
+	}
+	for _, q := range s.Sequences {
+		names = append(names, q.Name)
+	}
+	whose := map[string]string{}
+	for _, name := range names {
+		for _, side := range []Side{Blue, Green} {
+			other := passiveName(name, side)
+			if of, twice := whose[other]; twice {
+				return fmt.Errorf("%q and %q of %s would both be called %q on the other side, where names end at %d bytes: rename one", of, name, s.quoted(), other, maxName)
+			}
+			whose[other] = name
+		}
+	}
+	var taken string
+	if err := tx.QueryRow(ctx, takenSQL, s.Schema, slices.Collect(maps.Keys(whose))).Scan(&taken); err != nil {
+		return fmt.Errorf("look for the names of the other side of %s: %w", s.quoted(), err)
+	}
+	if taken != "" {
+		return fmt.Errorf("%q is there already in schema %q, and the other side of %q of %s needs the name: rename one of them", taken, s.Schema, whose[taken], s.quoted())
+	}
+	return nil
 }
 
 const resumeSQL = `select n, retention, premake, accepted from %s order by n`

@@ -29,6 +29,8 @@ type shape struct {
 	Owned             bool // the role may act as the owner
 	Heir, Parent      bool // another table inherits from it; it inherits from another
 	Published         bool
+	Subscribed        bool   // a subscription writes it
+	Foreign           bool   // a partition of it is a foreign table
 	NoInherit         bool   // it has a check that is marked so, which LIKE cannot carry to a partitioned table
 	Tablespace        string // "" is the default
 	Identity          string // of the replica, pg_class.relreplident
@@ -98,6 +100,8 @@ select c.oid, c.relkind::text, c.relpersistence::text, pg_get_userbyid(c.relowne
        exists (select from pg_inherits i where i.inhparent = c.oid and c.relkind = 'r'),
        exists (select from pg_inherits i where i.inhrelid = c.oid),
        exists (select from pg_publication_tables p where (p.schemaname, p.tablename) = (n.nspname, c.relname)),
+       exists (select from pg_subscription_rel r where r.srrelid = c.oid or r.srrelid in (select t.relid from pg_partition_tree(c.oid) t)),
+       exists (select from pg_partition_tree(c.oid) t join pg_class f on f.oid = t.relid where f.relkind = 'f'),
        exists (select from pg_constraint k where k.conrelid = c.oid and k.contype = 'c' and k.connoinherit),
        coalesce(t.spcname, ''), c.relreplident::text,
        coalesce((select l.reloptions from pg_class l where l.oid = case when c.relkind = 'r' then c.oid else
@@ -164,7 +168,7 @@ select g.tgname, pg_get_triggerdef(g.oid), format(' ON %I.%I ', n.nspname, c.rel
 func readShape(ctx context.Context, tx pgx.Tx, t target) (s shape, err error) {
 	s.target = t
 	err = tx.QueryRow(ctx, shapeSQL, t.Schema, t.Name, t.Key, t.ID).Scan(&s.OID, &s.Kind, &s.Persistence, &s.Owner, &s.Owned,
-		&s.Heir, &s.Parent, &s.Published, &s.NoInherit, &s.Tablespace, &s.Identity, &s.Storage, &s.KeyType, &s.IDType,
+		&s.Heir, &s.Parent, &s.Published, &s.Subscribed, &s.Foreign, &s.NoInherit, &s.Tablespace, &s.Identity, &s.Storage, &s.KeyType, &s.IDType,
 		&s.IDNotNull, &s.KeyGenerated, &s.Now)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, fmt.Errorf("there is no table %s", t.quoted())
@@ -249,6 +253,12 @@ func (s *shape) impossible() error {
 		bad("%s inherits from another table or is its partition: name that one, or detach it", table)
 	case s.Heir:
 		bad("other tables inherit from %s: their rows seem to be in it and cannot be captured; alter each with no inherit %s first", table, table)
+	}
+	if s.Subscribed {
+		bad("a subscription writes %s, and fires no trigger for each statement, so that nothing tells what it writes: migrate the table that it is published from, or drop the subscription", table)
+	}
+	if s.Foreign {
+		bad("a partition of %s is a foreign table, whose rows are not on this server: detach it", table)
 	}
 	if !s.Owned {
 		bad("the role is not the owner of %s: connect as %q, or have it made a member: grant %s to this role", table, s.Owner, pgx.Identifier{s.Owner}.Sanitize())

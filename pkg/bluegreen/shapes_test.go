@@ -212,6 +212,7 @@ func TestImpossible(t *testing.T) {
 		"no index":      {"alter table orders drop constraint orders_pkey", "orders", "create index concurrently"},
 		"unlogged":      {"alter table orders set unlogged", "orders", "set logged"},
 		"an heir":       {"create table heir () inherits (orders)", "orders", "no inherit"},
+		"a foreign one": {foreign, "parted", "foreign table"},
 		"inherits":      {"create table heir (primary key (id)) inherits (orders)", "heir", "inherits from"},
 		"the name":      {"create table orders_new ()", "orders", "is there already"},
 		"generated key": {"alter table orders rename at to t; alter table orders add at date generated always as ((t at time zone 'UTC')::date) stored", "orders", "generated"},
@@ -222,6 +223,41 @@ func TestImpossible(t *testing.T) {
 			y.refuses(c.table, c.says)
 		})
 	}
+}
+
+const foreign = `create extension file_fdw; create server f foreign data wrapper file_fdw;
+	create table parted (id bigint not null, at timestamptz not null) partition by list (id); create index on parted (id);
+	create foreign table far partition of parted for values in (9) server f options (program 'echo', format 'csv')`
+
+// The writes of a subscription fire no statement trigger: they would be lost.
+func TestSubscribedTable(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	// As after a refresh: the server's wal_level has no publisher.
+	y.exec(`create subscription s connection 'host=nowhere' publication p with (connect = false, slot_name = none)`)
+	conn, err := y.pool.Acquire(y.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Release()
+	_, err = conn.Exec(y.ctx, `set allow_system_table_mods = on;
+		insert into pg_subscription_rel (srsubid, srrelid, srsubstate) select oid, 'orders'::regclass, 'r' from pg_subscription where subname = 's'`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { // a database that has one cannot be dropped
+		if _, err := y.pool.Exec(context.WithoutCancel(y.ctx), "drop subscription s"); err != nil {
+			t.Error(err)
+		}
+	})
+	_, err = y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{})
+	y.refusedAs("swap", "subscription", err)
+	if err := y.m.Abort(y.ctx); err != nil {
+		t.Fatal(err)
+	}
+	y.refuses("orders", "subscription")
 }
 
 // refuses checks that Init says why it cannot, and leaves nothing.

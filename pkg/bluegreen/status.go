@@ -61,11 +61,17 @@ func (m *Migration) Status(ctx context.Context) (s Status, err error) {
 			s.Tables = append(s.Tables, t)
 			s.Rollback.Entries += t.Entries
 			s.Blocked = append(s.Blocked, t.blocked()...)
+			fault, err := m.drift(ctx, tx, p)
+			if err != nil {
+				return err
+			}
+			if fault != "" {
+				s.Blocked = append(s.Blocked, fault)
+			}
 			if p.Active == Green {
 				continue
 			}
-			fault, err := m.kept(ctx, tx, p)
-			if err != nil {
+			if fault, err = m.kept(ctx, tx, p); err != nil {
 				return err
 			}
 			if fault != "" {

@@ -15,7 +15,8 @@ import (
 
 // SwapOptions say what a swap may leave out.
 type SwapOptions struct {
-	// SkipVerify swaps without a comparison of both sides, which reads all of both and may take long, and, to green, of their plans.
+	// SkipVerify swaps without a comparison of both sides, which reads all of both and may take long, of their columns, rights and
+	// triggers, and, to green, of their plans.
 	SkipVerify bool
 }
 
@@ -64,8 +65,11 @@ func (m *Migration) Swap(ctx context.Context, to Side, o SwapOptions) (s Swapped
 	if to != Blue && to != Green {
 		return s, fmt.Errorf("side %q: blue or green is needed", to)
 	}
-	if !o.SkipVerify { // both look only, and take long: before the lock
+	if !o.SkipVerify { // these look only, and take long: before the lock
 		if s, err = m.already(ctx, to); err != nil || s.Already {
+			return s, err
+		}
+		if err := m.undrifted(ctx); err != nil {
 			return s, err
 		}
 		if to == Green {
@@ -125,6 +129,9 @@ func (m *Migration) swap(ctx context.Context, conn *pgx.Conn, to Side) (Swapped,
 	if err := m.ready(ctx, conn, pairs, to); err != nil {
 		return Swapped{}, err
 	}
+	for n := range pairs {
+		pairs[n].strict = to == Green
+	}
 	if err := m.shorten(ctx, conn, pairs); err != nil {
 		return Swapped{}, err
 	}
@@ -180,17 +187,23 @@ func (m *Migration) ready(ctx context.Context, conn *pgx.Conn, pairs []Pair, to 
 	return err
 }
 
-// publishedSQL finds publications that would not work with green, and says what to do. Full replica identity is all columns, since
+// publishedSQL finds publications that would not work with green, and says what to do. One that was made after init finds green without
+// the replica identity that init gives it. Full replica identity is all columns, since
 // PostgreSQL 18 the generated ones among them.
 const publishedSQL = `
 select case when not b.pubviaroot
             then format('would publish the partitions under their own names: alter publication %1$I set (publish_via_partition_root = true)', b.pubname)
+            when k.lacking
+            then format('would have updates and deletes of the new table refused, which has no replica identity: '
+                   'do $$ declare t regclass; begin for t in select relid from pg_partition_tree(%1$L) loop execute format(''alter table %%s replica identity full'', t); end loop; end $$', $2::oid::regclass)
             when r.prattrs is null
             then format('does not publish generated columns, without which updates of a table that has no primary key are refused: alter publication %1$I set (publish_generated_columns = stored)', b.pubname)
             else format('has a column list, with which updates of a table without a primary key are refused: alter publication %1$I drop table %2$s, and add table %2$s without the list', b.pubname, $3::text)
        end, quote_ident(b.pubname)
   from pg_publication_rel r join pg_publication b on b.oid = r.prpubid
- where r.prrelid = $1 and (not b.pubviaroot or (select relreplident = 'f' from pg_class where oid = $2)
+ cross join lateral (select (b.pubupdate or b.pubdelete) and exists (select from pg_partition_tree($2::oid) l join pg_class c on c.oid = l.relid
+         where c.relreplident = 'd' and not exists (select from pg_index x where x.indrelid = c.oid and x.indisprimary)) as lacking) k
+ where r.prrelid = $1 and (not b.pubviaroot or k.lacking or (select relreplident = 'f' from pg_class where oid = $2)
        and (r.prattrs is not null or to_jsonb(b) ->> 'pubgencols' = 'n' and exists (select from pg_attribute where attrelid = $2 and attgenerated <> '')))
  order by b.pubname limit 1`
 

@@ -73,8 +73,17 @@ func (s *syncing) round(ctx context.Context, conn *pgx.Conn) error {
 	return nil
 }
 
-// prepare sees that all is captured and each scope as wide as it can be, and reads the pairs.
+// prepare sees that both sides are there, all is captured and each scope as wide as it can be, and reads the pairs.
 func (m *Migration) prepare(ctx context.Context, conn *pgx.Conn) ([]Pair, error) {
+	pairs, err := readPairs(ctx, conn, m.cfg.Schema)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range pairs {
+		if err := m.placed(ctx, conn, p); err != nil {
+			return nil, err
+		}
+	}
 	if err := m.ensureCapture(ctx, conn); err != nil {
 		return nil, err
 	}
@@ -105,7 +114,11 @@ func (s *syncing) pair(ctx context.Context, conn *pgx.Conn, p Pair) error {
 		p.Cursor.Done = true
 		if fresh {
 			// SHARE UPDATE EXCLUSIVE on the passive side. Autovacuum never does it for a partitioned table, and plans after a swap need it.
-			if _, err := conn.Exec(ctx, "analyze "+p.table(p.Active.other())); err != nil {
+			err := s.m.locking(ctx, conn, func(tx pgx.Tx) error {
+				_, err := tx.Exec(ctx, "analyze "+p.table(p.Active.other()))
+				return err
+			})
+			if err != nil {
 				return fmt.Errorf("analyze table %s: %w", p.table(p.Active.other()), err)
 			}
 		}

@@ -41,15 +41,15 @@ select %[1]s from %[2]s t where %[3]s >= $1::timestamptz and %[3]s < $2::timesta
    and not exists (select from %[4]s l where l.id = t.%[5]s) and not exists (select from %[4]s l where l.id is null)
    and not exists (select from %[6]s s where s.pair = %[7]d and s.id = t.%[5]s::text)`
 
-// daysSQL: keys are timestamptz or dates, and the session's zone is UTC.
+// daysSQL: keys are timestamptz or dates, and the session's zone is UTC. A plain t would be a column of that name.
 const daysSQL = `
-with b as (select (%[1]s::timestamptz at time zone 'UTC')::date as day, count(*) as rows, sum(hashtextextended(t::text, 0)) as checksum from (%[2]s) t group by 1),
-     g as (select (%[1]s::timestamptz at time zone 'UTC')::date as day, count(*) as rows, sum(hashtextextended(t::text, 0)) as checksum from (%[3]s) t group by 1)
+with b as (select (%[1]s::timestamptz at time zone 'UTC')::date as day, count(*) as rows, sum(hashtextextended((t.*)::text, 0)) as checksum from (%[2]s) t group by 1),
+     g as (select (%[1]s::timestamptz at time zone 'UTC')::date as day, count(*) as rows, sum(hashtextextended((t.*)::text, 0)) as checksum from (%[3]s) t group by 1)
 select day, coalesce(b.rows, 0), coalesce(g.rows, 0) from b full join g using (day)
  where (b.rows, b.checksum) is distinct from (g.rows, g.checksum) order by day`
 
 const onlySQL = `
-with b as (select %[1]s::text as id, t::text as row from (%[2]s) t), g as (select %[1]s::text as id, t::text as row from (%[3]s) t)
+with b as (select %[1]s::text as id, (t.*)::text as row from (%[2]s) t), g as (select %[1]s::text as id, (t.*)::text as row from (%[3]s) t)
 select * from (
 	(select 'blue' as side, id, row from (select * from b except all select * from g) x order by 2, 3 limit 5)
 	 union all

@@ -1,0 +1,247 @@
+package bluegreen_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"plenum/pkg/bluegreen"
+)
+
+// setDefault is a setting of the database, for sessions that begin afterwards: of the migration's, not of the test's.
+func (y *yard) setDefault(setting string) {
+	y.Helper()
+	y.exec("do $$ begin execute format('alter database %I set " + setting + "', current_database()); end $$")
+	super := y.pool
+	y.pool = y.connect("")
+	y.m = y.migration(func(string) {})
+	y.pool = super
+}
+
+// A row that is committed while the swap waits for its locks must not be missed by the snapshot that a role's default would have.
+func TestIsolationOfTheRole(t *testing.T) {
+	t.Parallel()
+	for _, level := range []string{"repeatable read", "serializable"} {
+		y := newYard(t, plain)
+		y.init("orders")
+		y.sync()
+		writer := y.pool
+		y.setDefault("default_transaction_isolation = ''" + level + "''")
+		y.pool = y.connect("")
+		y.m = y.migration(at("passive sides locked", func() {
+			if _, err := writer.Exec(y.ctx, "insert into orders (id, at) values (999, now())"); err != nil {
+				t.Error(err)
+			}
+		}))
+		y.swap(bluegreen.Green)
+		y.is("1", "select count(*) from orders where id = 999")
+		y.sync()
+		y.alike("orders", "orders_old")
+	}
+}
+
+// What is set against an application's slow statements does not end a copy.
+func TestStatementTimeoutOfTheRole(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+`create function slow(text) returns text immutable language plpgsql as 'begin perform pg_sleep(0.005); return $1; end';
+		create index on orders (slow(state))`)
+	y.setDefault("statement_timeout = ''1s''")
+	y.init("orders")
+	y.sync()
+	y.alike("orders", "orders_new")
+}
+
+// A column may be called like what a query of verify's calls the row.
+func TestVerifyLooksAtAllColumns(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"alter table orders add t int default 1, add b int default 2, add g int default 3, add l int default 4, add s int default 5, add x int default 6, add day int, add row text, add side text")
+	y.init("orders")
+	y.sync()
+	y.exec("begin; set local plenum_bluegreen.applying = 'on'; update orders_new set state = 'wrong' where id = 3; commit")
+	if list := y.verify(); len(list) != 1 || len(list[0].Rows) != 2 || list[0].Rows[1].ID != "3" {
+		t.Errorf("differences %v", list)
+	}
+	y.exec("update orders set state = state where id = 3")
+	y.swap(bluegreen.Green)
+	y.exec("update orders set t = null, b = null, g = null, l = null, s = null, x = null where id = 4")
+	y.swap(bluegreen.Blue)
+	y.alike("orders", "orders_new")
+}
+
+func (y *yard) refusedAs(what, word string, err error) {
+	y.Helper()
+	if err == nil || !strings.Contains(err.Error(), word) {
+		y.Errorf("%s: %v, want %q", what, err, word)
+	}
+}
+
+// Somebody drops the passive side: the commands say so, and the one that ends the migration does.
+func TestPassiveSideIsDropped(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	before := y.text("select " + catalogSQL)
+	y.init("orders")
+	y.sync()
+	y.exec("drop table orders_new; create table orders_new ()")
+	y.refusedAs("sync", "abort ends", y.m.Sync(y.ctx, bluegreen.SyncOptions{}))
+	if err := y.m.Abort(y.ctx); err != nil {
+		t.Errorf("abort: %v", err)
+	}
+	y.exec("drop table orders_new") // it was not the migration's to drop
+	y.is(before, "select "+catalogSQL)
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("drop table orders_old; insert into orders (id, at) values (1000, now())")
+	_, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{SkipVerify: true})
+	y.refusedAs("rollback", "finish ends", err)
+	if err := y.m.Finish(y.ctx, true); err != nil {
+		t.Errorf("finish: %v", err)
+	}
+	y.exec("insert into orders (id, at) values (1001, now())")
+}
+
+// Another table that has got the name is not taken for the one of the migration: rows of the passive side would be lost.
+func TestActiveSideIsReplaced(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.exec("update orders set processed = true; alter table orders rename to orders_x; create table orders (like orders_x)")
+	y.refusedAs("sync", "rename it back", y.m.Sync(y.ctx, bluegreen.SyncOptions{}))
+	y.is("240", "select count(*) from orders_new")
+	y.exec("drop table orders; alter table orders_x rename to orders")
+	y.sync()
+	y.alike("orders", "orders_new")
+}
+
+// What is altered on the active side alone stops a swap: its application would miss it after that, and a rollback would lose a column.
+func TestOneSideIsAltered(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"create function f() returns trigger language plpgsql as 'begin return new; end'; create table customer (id int primary key)")
+	late := "late_" + y.text("select current_database()")
+	y.exec("create role " + late)
+	t.Cleanup(func() { // it is the server's
+		if _, err := y.pool.Exec(context.WithoutCancel(y.ctx), "drop owned by "+late+"; drop role "+late); err != nil {
+			t.Error(err)
+		}
+	})
+	y.init("orders")
+	y.sync()
+	to := bluegreen.Green
+	for word, sql := range map[string]string{
+		"note text": "alter table %s add column note text", "character varying(9)": "alter table %s alter state type varchar(9)",
+		"'other'": "alter table %s alter state set default 'other'", "grant insert to late": "grant insert on %s to " + late,
+		"grant update (state)": "grant update (state) on %s to " + late, "trigger f, which calls f": "create trigger f before insert on %s for each row execute function f()",
+		"row level security": "alter table %s enable row level security", "policy p": "create policy p on %s using (true)",
+	} {
+		y.exec(strings.ReplaceAll(sql, "%s", "orders"))
+		_, err := y.m.Swap(y.ctx, to, bluegreen.SwapOptions{})
+		y.refusedAs(sql, word, err)
+		s, err := y.m.Status(y.ctx)
+		if err != nil || len(s.Blocked) != 1 || !strings.Contains(s.Blocked[0], word) {
+			t.Errorf("%s: blocked %q, %v", sql, s.Blocked, err)
+		}
+		passive := map[bluegreen.Side]string{bluegreen.Green: "orders_new", bluegreen.Blue: "orders_old"}[to]
+		y.exec(strings.ReplaceAll(sql, "%s", passive))
+		y.swap(to)
+		to = map[bluegreen.Side]bluegreen.Side{bluegreen.Green: bluegreen.Blue, bluegreen.Blue: bluegreen.Green}[to]
+	}
+}
+
+// A table that is published only after init: the new one has no replica identity, and the application's updates would fail.
+func TestPublicationAfterInit(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.exec("create publication p for table orders with (publish = 'insert', publish_via_partition_root)")
+	y.swap(bluegreen.Green)
+	y.swap(bluegreen.Blue)
+	y.exec("alter publication p set (publish = 'insert, update')")
+	_, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{})
+	y.refusedAs("swap", "do $$", err)
+	_, do, _ := strings.Cut(err.Error(), "refused, which has no replica identity: ")
+	y.exec(do)
+	y.round()
+	y.swap(bluegreen.Green)
+	y.exec("update orders set processed = true")
+	y.exec("delete from orders where id < 5")
+}
+
+// Names that the other side needs are refused by init with what to do, and not by PostgreSQL at each swap.
+func TestNamesThatTheOtherSideNeeds(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", 60)
+	for says, sql := range map[string]string{
+		`"orders_at_old" is there already in schema "public", and the other side of "orders_at"`: "create index orders_at_old on orders (at, state)",
+		`"orders_at_new" is there already`:  "create table orders_at_new ()",
+		"rename one":                        "create index " + long + "_a on orders (state); create index " + long + "_b on orders (state)",
+		`other side of "orders_number_seq"`: "alter table orders add number int generated always as identity; create sequence orders_number_seq_old",
+	} {
+		newYard(t, plain+sql).refuses("orders", says)
+	}
+}
+
+// A row that leaves the scope after the findings were looked at, just before the locks, is not left behind in the old table.
+func TestRowLeavesTheScopeDuringTheSwap(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"alter table orders alter at drop not null")
+	y.init("orders")
+	y.sync()
+	for finding, sql := range map[string]string{
+		"null-key": "update orders set at = null where id = 5", "infinite-key": "update orders set at = 'infinity' where id = 6",
+		"old-rows": "insert into orders (at) values (now() - interval '400 days')", "future-rows": "insert into orders (at) values (now() + interval '400 days')",
+	} {
+		y.m = y.migration(at("passive sides locked", func() { y.exec(sql) }))
+		_, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{SkipVerify: true})
+		y.refusedAs("swap", "accept "+finding+":public.orders", err)
+		y.is("r", "select relkind from pg_class where relname = 'orders'")
+		_, err = y.m.Init(y.ctx, bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id", Accept: []string{finding + ":public.orders"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	y.m = y.migration(at("passive sides locked", func() { y.exec("update orders set at = null where id = 7") }))
+	y.swap(bluegreen.Green)
+	y.is("0 3", "select (select count(*) from orders where id in (5, 6, 7)) || ' ' || (select count(*) from orders_old where id in (5, 6, 7))")
+}
+
+// Somebody gives the new table a DEFAULT partition: its rows are not doubled in the old one, which keeps those that are of no day, and
+// a rollback does not leave them behind unnoticed.
+func TestDefaultPartition(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, `create table orders (id bigint not null, at timestamptz, state text); create index on orders (id);
+		insert into orders (id, at) select i, now() - i * interval '1 hour' from generate_series(1, 50) i`)
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("create table orders_rest partition of orders default; insert into orders (id, at) values (1000, null), (1001, now() + interval '1 year'), (1002, now())")
+	for range 2 {
+		y.sync()
+		y.exec("update orders set state = state || 'x' where id >= 1000")
+	}
+	y.sync()
+	y.is("1", "select count(*) from orders_old where id >= 1000")
+	y.refusedAs("rollback", "orders_rest", func() error {
+		_, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{})
+		return err
+	}())
+	y.exec("alter table orders detach partition orders_rest")
+	y.swap(bluegreen.Blue)
+	y.alike("orders", "orders_new")
+}
+
+// What still hangs on the old table is named, and the migration goes on as it was.
+func TestFinishNamesWhatIsInTheWay(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec("create view late as select * from orders_old")
+	y.refusedAs("finish", "view late depends on table orders_old", y.m.Finish(y.ctx, true))
+	if err := y.m.Finish(y.ctx, false); err != nil {
+		t.Error(err)
+	}
+}
