@@ -16,7 +16,7 @@
 // swap therefore changes no trigger of ours, and what somebody writes into the passive side is undone by the next drain.
 //
 // Copy reads the active side in order of its pages, in batches, each a transaction that also moves the cursor. The log is not
-// drained before the copy is complete. A batch is an INSERT … SELECT … ON CONFLICT DO NOTHING: a row that was changed since the
+// drained before the copy is complete. A batch is an INSERT … SELECT, ON CONFLICT DO NOTHING where there is a key: a row that was changed since the
 // capture began may be met twice, in its old place and its new one, and whichever version comes, the drain makes it right. A
 // table that was rewritten (VACUUM FULL, TRUNCATE) has another file: the passive side is emptied and the copy begins again.
 //
