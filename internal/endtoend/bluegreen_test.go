@@ -23,7 +23,7 @@ import (
 // tables are as their mirrors; at rest both sides are the same. The writers see no error at all.
 func TestBlueGreen(t *testing.T) {
 	t.Parallel()
-	rows, cycles := sized(20_000, 2_000_000), sized(6, 100)
+	rows, cycles := sized(20_000, 2_000_000), sized(4, 100)
 	b := newBlueGreen(t, rand.Uint64(), rows)
 	writers := b.startWriters(2)
 	b.survive("the new tables are built", b.randomFault(40), "init", "--table", "orders", "--table", "orders_archive", "--key", "at", "--id", "id")
