@@ -40,9 +40,14 @@ insert into orders (at) select date_trunc('day', now(), 'UTC') - i * interval '1
 
 func newYard(t *testing.T, sql string) *yard {
 	t.Helper()
+	return newYardAt(t, devtest.Database(t), sql)
+}
+
+func newYardAt(t *testing.T, url, sql string) *yard {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), hang)
 	t.Cleanup(cancel)
-	y := &yard{T: t, ctx: ctx, url: devtest.Database(t)}
+	y := &yard{T: t, ctx: ctx, url: url}
 	y.pool = y.connect("")
 	y.exec(sql)
 	y.m = y.migration(func(string) {})

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"plenum/internal/devenv"
 	"plenum/internal/devenv/devtest"
 	"plenum/pkg/bluegreen"
 )
@@ -15,9 +16,27 @@ import (
 // The copy waits for a standby that stands still, and says so; then it goes on.
 func TestCopyWaitsForStandbys(t *testing.T) {
 	t.Parallel()
-	y := newYard(t, many+"create role warden login password 'warden'; grant all on schema public to warden; alter table orders owner to warden")
+	primary, err := devenv.StartPostgres(t.Context(), devtest.Config()) // the others' tables would leave a standby of the shared one behind
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := primary.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	follower, err := devenv.StartStandby(t.Context(), primary, devtest.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := follower.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	y := newYardAt(t, primary.URL("postgres"), many+"create role warden login password 'warden'; grant all on schema public to warden; alter table orders owner to warden")
 	y.init("orders")
-	standby, err := pgx.Connect(y.ctx, devtest.Standby(t).URL("postgres"))
+	standby, err := pgx.Connect(y.ctx, follower.URL("postgres"))
 	if err != nil {
 		t.Fatal(err)
 	}

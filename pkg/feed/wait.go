@@ -133,11 +133,13 @@ type looks struct {
 	ask  func(context.Context) (seen, error)
 	mu   sync.Mutex
 	turn chan struct{} // full while one looks
+	now  *flight       // under way
 	next *flight       // not begun yet
 	done seen          // the latest
 }
 
 type flight struct {
+	began time.Time
 	ready chan struct{}
 	seen  seen
 	err   error
@@ -152,6 +154,9 @@ func (l *looks) get(ctx context.Context, since time.Time) (seen, error) {
 		return l.done, nil
 	}
 	fl := l.next
+	if l.now != nil && !l.now.began.Before(since) {
+		fl = l.now
+	}
 	if fl != nil {
 		l.mu.Unlock()
 		select {
@@ -175,16 +180,16 @@ func (l *looks) fly(ctx context.Context, fl *flight) {
 	defer cancel()
 	defer close(fl.ready)
 	l.mu.Lock()
-	l.next = nil
+	l.now, l.next, fl.began = fl, nil, time.Now()
 	l.mu.Unlock()
-	began := time.Now()
 	fl.seen, fl.err = l.ask(ctx)
-	fl.seen.began = began
+	fl.seen.began = fl.began
+	l.mu.Lock()
+	l.now = nil
 	if fl.err == nil {
-		l.mu.Lock()
 		l.done = fl.seen
-		l.mu.Unlock()
 	}
+	l.mu.Unlock()
 }
 
 // look asks where the rows are read for the head, and the primary for the consumers.
