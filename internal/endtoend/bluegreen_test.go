@@ -17,10 +17,10 @@ import (
 	"plenum/internal/devenv/devtest"
 )
 
-// TestBlueGreen moves a live table and its archive there and back again and again, while pgbench writes both at full speed and in
-// the same transactions a mirror of each. plenumctl is killed (SIGKILL) in each cycle: at a message that it sends, at a COMMIT
-// that is asked for, and when PostgreSQL has committed and before it can have read that. After each cycle the live
-// tables are as their mirrors; at rest both sides are the same. The writers see no error at all.
+// TestBlueGreen moves a live table and its archive there and back again and again, while pgbench writes both, at full speed where the
+// size is the full one, and in the same transactions a mirror of each. plenumctl is killed (SIGKILL) in each cycle: at a message
+// that it sends, at a COMMIT that is asked for, and when PostgreSQL has committed and before it can have read that. After each
+// cycle the live tables are as their mirrors; at rest both sides are the same. The writers see no error at all.
 func TestBlueGreen(t *testing.T) {
 	t.Parallel()
 	rows, cycles := sized(20_000, 2_000_000), sized(4, 100)
@@ -330,6 +330,7 @@ func (b *blueGreen) startWriters(clients int) *pgbench {
 	dir := b.t.TempDir()
 	b.exec(fmt.Sprintf("select setval('orders_id_seq', %d)", b.rows/clients+1))
 	args := []string{"-n", "-M", "prepared", "-c", fmt.Sprint(clients), "-T", "86400", "-D", fmt.Sprintf("clients=%d", clients)}
+	args = append(args, sized([]string{"-R", "300"}, nil)...) // other tests have the machine as well
 	most := b.rows / clients
 	script := func(text, table string, from, to int) string {
 		return strings.NewReplacer("TABLE", table, "FROM", fmt.Sprint(from), "TO", fmt.Sprint(to)).Replace(text)
