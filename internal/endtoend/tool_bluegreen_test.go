@@ -62,7 +62,7 @@ func TestToolBluegreen(t *testing.T) {
 	s.exec(byHand)
 	s.partitionsRun().awaitReady()
 	devtest.Eventually(t, func() error { // partman's first round
-		if code, out, errs := s.ctl("bluegreen", "swap"); code != 0 || !strings.Contains(out, "the new tables are the live ones\nothers were held up for ") {
+		if code, out, errs := s.ctl("bluegreen", "swap", "--budget", "30s"); code != 0 || !strings.Contains(out, "the new tables are the live ones\nothers were held up for ") {
 			return fmt.Errorf("swap exits %d:\n%s%s", code, out, errs)
 		}
 		return nil
@@ -74,10 +74,10 @@ func TestToolBluegreen(t *testing.T) {
 	if !strings.Contains(status, "a rollback now has 1 log entries to drain first") || !strings.Contains(status, "next: rollback") {
 		t.Errorf("status:\n%s", status)
 	}
-	expect(0, "the old tables are the live ones\n", "bluegreen", "rollback")
+	expect(0, "the old tables are the live ones\n", "bluegreen", "rollback", "--budget", "30s")
 	expect(0, "live ones already", "bluegreen", "rollback")
 	expect(1, "swap first, or abort", "bluegreen", "finish")
-	expect(0, `"active": "green"`, "bluegreen", "swap", "--output", "json")
+	expect(0, `"active": "green"`, "bluegreen", "swap", "--budget", "30s", "--output", "json")
 	expect(0, "the old tables are dropped", "bluegreen", "finish", "--drop")
 	expect(0, none, "bluegreen", "finish", "--drop")
 	if n := s.count("orders"); n != 1001 {
@@ -118,7 +118,7 @@ func TestToolBluegreenFollows(t *testing.T) {
 	carried("orders_new", 101)
 	s.partitionsRun().awaitReady()
 	devtest.Eventually(t, func() error {
-		if code, out, errs := s.ctl("bluegreen", "swap"); code != 0 {
+		if code, out, errs := s.ctl("bluegreen", "swap", "--budget", "30s"); code != 0 {
 			return fmt.Errorf("swap exits %d:\n%s%s", code, out, errs)
 		}
 		return nil
@@ -207,8 +207,8 @@ func TestToolBluegreenFindings(t *testing.T) {
 		return nil
 	})
 	expect(0, "accepted: "+report.Findings[0].Name, append(slices.Clone(initOrders), "--accept", report.Findings[0].Name)...)
-	expect(0, "the new tables are the live ones", "bluegreen", "swap")
-	expect(0, "the old tables are the live ones", "bluegreen", "rollback")
+	expect(0, "the new tables are the live ones", "bluegreen", "swap", "--budget", "30s")
+	expect(0, "the old tables are the live ones", "bluegreen", "rollback", "--budget", "30s")
 	expect(0, "as before init", "bluegreen", "abort")
 	expect(0, "no blue/green migration is under way", "bluegreen", "abort")
 	if n := s.count("pg_trigger where tgrelid = 'orders'::regclass"); n != 0 {
@@ -282,5 +282,5 @@ func TestToolBluegreenRefuses(t *testing.T) {
 	})
 	expect(0, "the old tables are the live ones", "bluegreen", "status")
 	reader()
-	expect(0, "the new tables are the live ones", "bluegreen", "swap")
+	expect(0, "the new tables are the live ones", "bluegreen", "swap", "--budget", "30s")
 }

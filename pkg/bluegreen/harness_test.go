@@ -75,7 +75,7 @@ func (y *yard) connect(role string) *pgxpool.Pool {
 
 func (y *yard) migration(step func(string)) *bluegreen.Migration {
 	y.Helper()
-	m, err := bluegreen.New(bluegreen.Config{Pool: y.pool, Schema: "public", Log: zaptest.NewLogger(y.T), Step: step})
+	m, err := bluegreen.New(bluegreen.Config{Pool: y.pool, Schema: "public", Log: zaptest.NewLogger(y.T), Step: step, Budget: hang})
 	if err != nil {
 		y.Fatal(err)
 	}

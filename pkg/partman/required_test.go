@@ -3,6 +3,7 @@ package partman_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -55,7 +56,7 @@ func TestRequiredIndexIsRepairedAtOnce(t *testing.T) {
 					told = told || f.Partition == h.partition() && contains(f.Detail, c.say) && contains(f.Detail, "scan")
 				}
 				if !told {
-					return errors.New("it is no finding")
+					return fmt.Errorf("it is no finding: %+v", h.status())
 				}
 				if h.number("select count(*) from pg_stat_activity where pid <> pg_backend_pid() and wait_event_type = 'Lock' and query like '% concurrently %'") == 0 {
 					return errors.New("the repair has not begun")
