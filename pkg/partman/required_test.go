@@ -88,6 +88,29 @@ func TestRequiredIndexIsRepairedAtOnce(t *testing.T) {
 	}
 }
 
+// TestLaterLookCounts has a loop come late with what it saw before an index was dropped, and another one has told of that.
+func TestLaterLookCounts(t *testing.T) {
+	t.Parallel()
+	h := newHouse(t, nil, needing(), archive())
+	h.once(partman.CreateLoop)
+	h.once(partman.HealthLoop)
+	look := func() partman.Snapshot {
+		t.Helper()
+		s, err := h.m.Inspect(h.ctx, needing())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	before := look()
+	h.exec("drop index " + h.partition() + "_identity")
+	h.m.Observe(needing(), look())
+	h.m.Observe(needing(), before)
+	if len(h.status()) == 0 {
+		t.Error("the finding is forgotten")
+	}
+}
+
 // TestRequiredIndexThatCannotBeBuilt does not begin a build each time that Run looks.
 func TestRequiredIndexThatCannotBeBuilt(t *testing.T) {
 	t.Parallel()

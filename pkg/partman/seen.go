@@ -10,8 +10,9 @@ import (
 
 // seen is what a manager remembers of one table, under its mutex.
 type seen struct {
-	// last is the last look; its findings are as Check made them.
-	last TableStatus
+	// last is the last look, which was at taken; its findings are as Check made them.
+	last  TableStatus
+	taken time.Time
 	// unfinished says of each action that the last try refused or failed why, by Action.key, until no plan asks for it.
 	unfinished map[string]vain
 	tries      int // in vain, so far
@@ -63,8 +64,15 @@ func (m *Manager) Status() []TableStatus {
 	return list
 }
 
-// observe keeps what a look at the catalog showed.
+// observe keeps what a look at the catalog showed, unless a later one has been kept: each loop looks for itself.
 func (m *Manager) observe(p Policy, s Snapshot) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.table(p)
+	if s.taken.Before(t.taken) {
+		return
+	}
+	t.taken = s.taken
 	st := TableStatus{Schema: p.Schema, Table: p.Table, At: s.Now, Partitions: len(s.Partitions), Paused: s.Record.Paused, Findings: Check(p, s, s.Now)}
 	label := m.label(p)
 	m.metrics.partitions.WithLabelValues(label).Set(float64(len(s.Partitions)))
@@ -74,9 +82,6 @@ func (m *Manager) observe(p Policy, s Snapshot) {
 		st.CoveredUntil = CoveredUntil(s, s.Now)
 		m.metrics.runway.WithLabelValues(label).Set(Runway(s, s.Now).Seconds())
 	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	t := m.table(p)
 	st.Faults = t.last.Faults
 	t.last = st
 	m.settle(p, s, t)

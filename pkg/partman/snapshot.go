@@ -18,6 +18,8 @@ const (
 type Snapshot struct {
 	// Now is the database's clock when the snapshot was taken.
 	Now time.Time
+	// taken is from when by this process's clock, which does not go back: of two snapshots the later one counts.
+	taken time.Time
 	// KeyType is the type of the partition key.
 	KeyType KeyType
 	// Owner owns the table; User is who asked; CanOwn says that User may give a new table to Owner.

@@ -206,7 +206,9 @@ func (m *Manager) inspect(ctx context.Context, db interface {
 	DB
 }, p Policy,
 ) (Snapshot, error) {
+	taken := time.Now()
 	s, err := Inspect(ctx, db, p)
+	s.taken = taken
 	var unfit *unfitError
 	if errors.As(err, &unfit) {
 		err = fmt.Errorf("%w; if it is not to be kept any more: plenumctl partitions unregister --table %s", err, ShellName(p.Schema, p.Table))
