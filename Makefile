@@ -28,7 +28,7 @@ prove:
 	@sh tools/install.sh postgresql mosquitto mosquitto-clients compiler libfaketime pg_partman pgbouncer
 	@GO="$(GO)" sh tools/prove.sh
 
-# BENCH=Partitions, for one, runs that alone; its part of the report is replaced. All of them take about 50 minutes on two
+# BENCH=Partitions, for one, runs that alone; its part of the report is replaced. All of them but BlueGreen take about 40 minutes on two
 # cores and up to 25 GB of disk under TMPDIR, hence the limit.
 BENCH ?= .
 bench:

@@ -6,7 +6,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"time"
 
@@ -139,20 +138,7 @@ func (b *bluegreenCall) workload(name string) ([]byte, error) {
 	if name == "" {
 		return nil, nil
 	}
-	in := b.stdin
-	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, program.Usagef("--workload: %w", err)
-		}
-		defer func() { _ = f.Close() }() // it was only read
-		in = f
-	}
-	text, err := io.ReadAll(io.LimitReader(in, workloadBytes))
-	if err != nil {
-		return nil, program.Usagef("--workload: read %q: %w", name, err)
-	}
-	return text, nil
+	return b.readInput("workload", name, workloadBytes)
 }
 
 func setupBluegreenSwap(fs *flag.FlagSet) func(context.Context, *call) error {

@@ -64,7 +64,7 @@ func (c consumer) state(horizon int64) string {
 	case c.Position < horizon:
 		return idle + "rows behind it have been dropped"
 	case c.FailingSince != nil:
-		state := fmt.Sprintf(idle+"failing since %s, %d refused", instant(*c.FailingSince), c.Attempts)
+		state := idle + fmt.Sprintf("failing since %s, %d refused", instant(*c.FailingSince), c.Attempts)
 		if c.Detail != nil {
 			state += ": " + brief(*c.Detail, 60)
 		}

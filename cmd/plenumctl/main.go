@@ -183,6 +183,24 @@ func (c command) help(fs *flag.FlagSet, own map[string]bool, loader *program.Loa
 	loader.PrintKeys(w)
 }
 
+// readInput reads at most so many bytes of the file that a flag names, or of standard input where that is -.
+func (c *call) readInput(flag, name string, most int64) ([]byte, error) {
+	in := c.stdin
+	if name != "-" {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, program.Usagef("--%s: %w", flag, err)
+		}
+		defer func() { _ = f.Close() }() // it was only read
+		in = f
+	}
+	text, err := io.ReadAll(io.LimitReader(in, most))
+	if err != nil {
+		return nil, program.Usagef("--%s: read %q: %w", flag, name, err)
+	}
+	return text, nil
+}
+
 // app opens the database of the settings, for a command that acts on it.
 func (c *call) app(ctx context.Context) (*program.App, error) {
 	s, err := c.loader.Load(c.getenv)

@@ -5,7 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -50,19 +49,10 @@ func readStatement(c *call, name string) (string, error) {
 	if name == "" {
 		return "", nil
 	}
-	in := c.stdin
-	if name != "-" {
-		f, err := os.Open(name)
-		if err != nil {
-			return "", program.Usagef("--sql: %w", err)
-		}
-		defer func() { _ = f.Close() }() // it was only read
-		in = f
-	}
-	text, err := io.ReadAll(io.LimitReader(in, statementBytes+1))
+	text, err := c.readInput("sql", name, statementBytes+1)
 	switch {
 	case err != nil:
-		return "", program.Usagef("--sql: read %q: %w", name, err)
+		return "", err
 	case len(text) > statementBytes:
 		return "", program.Usagef("--sql: %q has more than %d bytes", name, statementBytes)
 	case !utf8.Valid(text) || slices.Contains(text, 0):

@@ -2,14 +2,12 @@ package bluegreen
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const triggerPrefix = "plenum_bluegreen_"
@@ -286,8 +284,7 @@ func (m *Migration) locking(ctx context.Context, conn *pgx.Conn, do func(tx pgx.
 			}
 			return do(tx)
 		})
-		var fault *pgconn.PgError
-		if !errors.As(err, &fault) || (fault.Code != "55P03" && fault.Code != "40P01") {
+		if state := sqlState(err); state != "55P03" && state != "40P01" {
 			return err
 		}
 		if try == lockTries {

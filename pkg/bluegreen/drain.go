@@ -21,7 +21,7 @@ select count(*), coalesce(bool_or(id is null), false), coalesce(array_agg(distin
 // drainBatch takes entries off the log and makes the passive side's rows of their ids what the active side has. The caller's
 // transaction has one snapshot, or holds locks on both sides. It is errRewritten where the active side was truncated.
 func (m *Migration) drainBatch(ctx context.Context, tx pgx.Tx, p Pair, limit int) (taken int, err error) {
-	// The planner takes each partition to have all these ids, and would rather read all of it: ten times as long where it is large.
+	// The planner takes each partition to have all these ids, and would rather read all of it, which takes several times as long where it is large.
 	if _, err := tx.Exec(ctx, "set local enable_seqscan = off"); err != nil {
 		return 0, err
 	}
