@@ -112,12 +112,13 @@ var (
 
 // A Pair is the two sides of one table, as state.go reads it.
 type Pair struct {
-	N      int    // the number of the pair, from 1
-	Schema string // of both sides
-	Name   string // of the active side; the passive one's is passiveName
-	Key    string // the column that green is partitioned by
-	ID     string // the column whose values the log holds
-	IDType string // its type, as format_type writes it with its schema
+	N       int    // the number of the pair, from 1
+	Schema  string // of both sides
+	Name    string // of the active side; the passive one's is passiveName
+	Key     string // the column that green is partitioned by
+	KeyType string // its type
+	ID      string // the column that tells rows apart; the log holds it and the key
+	IDType  string // its type, as format_type writes it with its schema
 
 	Blue, Green uint32 // OIDs
 	Active      Side
@@ -132,6 +133,11 @@ type Pair struct {
 	Cursor Cursor
 	// Columns are those that are written, in the table's order: all but generated ones.
 	Columns []string
+	// Fixed are the columns that no update of a row on the passive side changes: the key and the id, by which both sides' rows are known, identity
+	// columns that may not be written, and what unique keys are made of, since rows that exchange such values would be in each other's way.
+	Fixed []string
+	// Settable are the columns that an update of a row on the passive side may write.
+	Settable []string
 }
 
 // Cursor is how far the copy has come.

@@ -19,18 +19,21 @@ const lockTries = 150
 const logSQL = `
 create table if not exists %[1]s (
 	seq bigint generated always as identity primary key,
-	id  %[2]s
+	id  %[2]s,
+	key %[3]s
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_insert_scale_factor = 0,
 	autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 5000, autovacuum_vacuum_cost_delay = 0);
 revoke all on table %[1]s from public`
 
-// functionSQL writes with its owner's rights: who may write the table need not know of the log. It is one for all triggers of a pair.
+// functionSQL writes with its owner's rights: who may write the table need not know of the log. It is one for all triggers of a pair. Where a
+// row was comes before where it is: a key of the passive side may not allow both.
 const functionSQL = `
 begin
 	case tg_op
-	when 'INSERT' then insert into %[1]s (id) select %[2]s from plenum_new;
-	when 'DELETE' then insert into %[1]s (id) select %[2]s from plenum_old;
-	when 'UPDATE' then insert into %[1]s (id) select %[2]s from plenum_new union select %[2]s from plenum_old;
+	when 'INSERT' then insert into %[1]s (id, key) select %[2]s, %[3]s from plenum_new;
+	when 'DELETE' then insert into %[1]s (id, key) select %[2]s, %[3]s from plenum_old;
+	when 'UPDATE' then insert into %[1]s (id, key)
+		select %[2]s, %[3]s from plenum_old union all (select %[2]s, %[3]s from plenum_new except select %[2]s, %[3]s from plenum_old);
 	else insert into %[1]s (id) values (null);
 	end case;
 	return null;
@@ -75,8 +78,8 @@ func (m *Migration) function(p Pair) string { return m.own(fmt.Sprintf("bluegree
 
 // createCapture makes the log and the function of a pair.
 func (m *Migration) createCapture(ctx context.Context, tx pgx.Tx, p Pair) error {
-	body := fmt.Sprintf(functionSQL, m.logTable(p), pgx.Identifier{p.ID}.Sanitize())
-	sql := fmt.Sprintf(logSQL, m.logTable(p), p.IDType) + fmt.Sprintf(`;
+	body := fmt.Sprintf(functionSQL, m.logTable(p), p.id(), p.key())
+	sql := fmt.Sprintf(logSQL, m.logTable(p), p.IDType, p.KeyType) + fmt.Sprintf(`;
 create or replace function %[1]s() returns trigger language plpgsql security definer set search_path = pg_catalog, pg_temp as %[2]s;
 revoke all on function %[1]s() from public`, m.function(p), literal(body))
 	if _, err := tx.Exec(ctx, sql); err != nil {
@@ -95,7 +98,7 @@ func literal(s string) string {
 }
 
 // EnsureCapture sees that each table of each side has the triggers, and that green's scope reaches as far as its partitions do. The ids of
-// a leaf that lacked the triggers are logged, whatever they are: it may have been written directly. Rows that were deleted from
+// a leaf that lacked the triggers are logged, and where the other side has them: it may have been written directly. Rows that were deleted from
 // it before are not known to anybody; verify finds them.
 func (m *Migration) EnsureCapture(ctx context.Context) error {
 	return m.exclusive(ctx, func(conn *pgx.Conn) error { return m.ensureCapture(ctx, conn) })
@@ -152,7 +155,8 @@ func (m *Migration) capture(ctx context.Context, conn *pgx.Conn, p Pair, side Si
 	}
 	for _, t := range lacking {
 		err := m.locking(ctx, conn, func(tx pgx.Tx) error {
-			sql := fmt.Sprintf("insert into %s (id) select %s from only %s", m.logTable(p), pgx.Identifier{p.ID}.Sanitize(), t.table)
+			sql := fmt.Sprintf("insert into %[1]s (id, key) select %[2]s, %[3]s from only %[4]s union select o.%[2]s, o.%[3]s from %[5]s o join only %[4]s t on t.%[2]s = o.%[2]s",
+				m.logTable(p), p.id(), p.key(), t.table, p.table(side.other()))
 			if _, err := tx.Exec(ctx, sql); err != nil {
 				return err
 			}
@@ -211,10 +215,9 @@ select %[2]s from %[3]s b where %[4]s >= $1::timestamptz and %[4]s < $2::timesta
 // widen moves the scope's end to where green's partitions end. Blue's rows between were not in the scope. Where blue is active their
 // ids are logged; where green is, it is given the rows: the drain, which then makes blue as green is, would delete them.
 func (m *Migration) widen(ctx context.Context, conn *pgx.Conn, p Pair) error {
-	key := pgx.Identifier{p.Key}.Sanitize()
-	sql := fmt.Sprintf("insert into %s (id) select %s from %s where %s >= $1::timestamptz and %s < $2::timestamptz", m.logTable(p), p.id(), p.table(Blue), key, key)
+	sql := fmt.Sprintf("insert into %s (id, key) select %s, %s from %s b where %s", m.logTable(p), p.id(), p.key(), p.table(Blue), p.within("b", Blue, 1))
 	if p.Active == Green {
-		sql = fmt.Sprintf(takeOverSQL, p.table(Green), p.columns(), p.table(Blue), key, p.id(), m.logTable(p))
+		sql = fmt.Sprintf(takeOverSQL, p.table(Green), p.columns(), p.table(Blue), p.key(), p.id(), m.logTable(p))
 	}
 	err := m.locking(ctx, conn, func(tx pgx.Tx) error {
 		var high time.Time

@@ -107,7 +107,7 @@ func TestCapture(t *testing.T) {
 		"loud again":  {"begin; set local plenum_bluegreen.applying = 'on'; commit; delete from orders where id = 5", "5"},
 		"rolled back": {"begin; delete from orders where id = 5; rollback", "null"},
 		"a leaf":      {"do $$ begin execute format('insert into %s (id, at) values (7, now())', (select max(relname) from pg_class where relname = 'orders_new_p' || to_char(now() at time zone 'UTC', 'YYYYMMDD'))); end $$", "7"},
-		"a key":       {"insert into orders_new (id, at) values (7, now()); update orders_new set at = at - interval '2 days'", "7,7"},
+		"a key":       {"insert into orders_new (id, at) values (7, now()); update orders_new set at = at - interval '2 days'", "7,7,7"},
 		"search path": {"create table bluegreen_log_1_shadow (); set search_path = pg_temp; delete from public.orders where id = 5; reset search_path", "5"},
 		"copy":        {"merge into orders o using (values (3), (901)) v (id) on o.id = v.id when matched then delete when not matched then insert (id, at) values (v.id, now())", "3,901"},
 	} {

@@ -45,23 +45,27 @@ func refused(err error) bool {
 }
 
 // columns are those that are written, quoted.
-func (p Pair) columns() string {
-	quoted := make([]string, len(p.Columns))
-	for n, c := range p.Columns {
-		quoted[n] = pgx.Identifier{c}.Sanitize()
+func (p Pair) columns() string { return quoted("", p.Columns) }
+
+// quoted is a list of columns, each with what stands before it.
+func quoted(before string, columns []string) string {
+	list := make([]string, len(columns))
+	for n, c := range columns {
+		list[n] = before + pgx.Identifier{c}.Sanitize()
 	}
-	return strings.Join(quoted, ", ")
+	return strings.Join(list, ", ")
 }
 
 func (p Pair) id() string { return pgx.Identifier{p.ID}.Sanitize() }
 
+func (p Pair) key() string { return pgx.Identifier{p.Key}.Sanitize() }
+
 // within is the condition that a row of a side is in the scope, which parameters n and n+1 hold. All of green is.
-func (p Pair) within(s Side, n int) string {
+func (p Pair) within(row string, s Side, n int) string {
 	if s == Green {
 		return fmt.Sprintf("$%d::timestamptz is not null and $%d::timestamptz is not null", n, n+1)
 	}
-	key := pgx.Identifier{p.Key}.Sanitize()
-	return fmt.Sprintf("%s >= $%d::timestamptz and %s < $%d::timestamptz", key, n, key, n+1)
+	return fmt.Sprintf("%[1]s.%[2]s >= $%[3]d::timestamptz and %[1]s.%[2]s < $%[4]d::timestamptz", row, p.key(), n, n+1)
 }
 
 // nextSQL is the leaf at which the copy is, or the next one in the order of their OIDs, which a later one is after.
@@ -132,7 +136,7 @@ func (m *Migration) copyBatch(ctx context.Context, conn *pgx.Conn, p Pair, pages
 			return 0, err
 		}
 		sql := fmt.Sprintf("insert into %s (%s) overriding system value select %s from only %s t where ctid >= $1::text::tid and ctid < $2::text::tid and %s %s",
-			p.table(p.Active.other()), p.columns(), p.columns(), from, p.within(p.Active, 3), once)
+			p.table(p.Active.other()), p.columns(), p.columns(), from, p.within("t", p.Active, 3), once)
 		tag, err := tx.Exec(ctx, sql, tid(first), tid(last), p.Low, p.High)
 		return tag.RowsAffected(), err
 	}
@@ -142,7 +146,7 @@ func (m *Migration) copyBatch(ctx context.Context, conn *pgx.Conn, p Pair, pages
 // skipPage leaves a page to the drain, which takes each row by itself.
 func (m *Migration) skipPage(ctx context.Context, conn *pgx.Conn, p Pair) (Cursor, error) {
 	return m.advance(ctx, conn, p, 1, func(tx pgx.Tx, from string, first, last int64) (int64, error) {
-		sql := fmt.Sprintf("insert into %s (id) select %s from only %s where ctid >= $1::text::tid and ctid < $2::text::tid", m.logTable(p), p.id(), from)
+		sql := fmt.Sprintf("insert into %s (id, key) select %s, %s from only %s where ctid >= $1::text::tid and ctid < $2::text::tid", m.logTable(p), p.id(), p.key(), from)
 		tag, err := tx.Exec(ctx, sql, tid(first), tid(last))
 		return tag.RowsAffected(), err
 	})
@@ -244,7 +248,7 @@ func (m *Migration) restart(ctx context.Context, conn *pgx.Conn, p Pair) (Cursor
 			if _, err := tx.Exec(ctx, "truncate table "+p.table(passive)); err != nil {
 				return err
 			}
-		} else if _, err := tx.Exec(ctx, fmt.Sprintf("delete from %s where %s", p.table(passive), p.within(passive, 1)), p.Low, p.High); err != nil {
+		} else if _, err := tx.Exec(ctx, fmt.Sprintf("delete from %s t where %s", p.table(passive), p.within("t", passive, 1)), p.Low, p.High); err != nil {
 			return err
 		}
 		m.cfg.Step("passive emptied")

@@ -54,9 +54,10 @@ create table if not exists %[1]s.bluegreen_trigger (
 create table if not exists %[1]s.bluegreen_stuck (
 	pair integer not null references %[1]s.bluegreen_pair on delete cascade,
 	id   text not null,
+	key  text not null,
 	why  text not null,
 	at   timestamptz not null default now(),
-	primary key (pair, id)
+	primary key (pair, id, key)
 )`
 
 // installed says whether a migration's tables are there.
@@ -72,9 +73,20 @@ type queryer interface {
 
 const pairsSQL = `
 select n, table_schema, table_name, key_column, id_column, id_type, blue, green, active, low, high,
-       copy_relation, copy_file, copy_page, copy_rows, copied,
-       array (select attname::text from pg_attribute where attrelid = blue and attnum > 0 and not attisdropped and attgenerated = '' order by attnum)
-  from %s order by n`
+       copy_relation, copy_file, copy_page, copy_rows, copied, c.key_type, c.written, c.fixed, c.settable
+  from %s p
+ cross join lateral (select coalesce(max(format_type(a.atttypid, null)) filter (where a.attname = p.key_column), '') as key_type,
+         coalesce(array_agg(a.attname::text order by a.attnum) filter (where a.attgenerated = ''), '{}') as written,
+         coalesce(array_agg(a.attname::text order by a.attnum) filter (where f.known or f.keyed), '{}') as fixed,
+         coalesce(array_agg(a.attname::text order by a.attnum) filter (where a.attgenerated = '' and not f.known), '{}') as settable
+    from pg_attribute a left join pg_attribute o on o.attrelid = case p.active when 'blue' then p.green else p.blue end and o.attname = a.attname
+   cross join lateral (select a.attname in (p.key_column, p.id_column) or coalesce(o.attidentity = 'a', false) as known, exists (
+         select from pg_index x join pg_attribute k on k.attrelid = x.indrelid and k.attname = a.attname
+          where (x.indisunique or x.indisexclusion) and (x.indrelid = o.attrelid or x.indrelid in (select relid::oid from pg_partition_tree(o.attrelid)))
+            and (k.attnum = any (x.indkey) or exists (select from pg_depend d where d.classid = 'pg_class'::regclass and d.objid = x.indexrelid
+                 and d.refclassid = 'pg_class'::regclass and d.refobjid = x.indrelid and d.refobjsubid = k.attnum))) as keyed) f
+   where a.attrelid = p.blue and a.attnum > 0 and not a.attisdropped) c
+ order by n`
 
 // readPairs returns the pairs, in their order, or ErrNone.
 func readPairs(ctx context.Context, db queryer, schema string) ([]Pair, error) {
@@ -92,7 +104,7 @@ func readPairs(ctx context.Context, db queryer, schema string) ([]Pair, error) {
 	pairs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p Pair, err error) {
 		c := &p.Cursor
 		err = row.Scan(&p.N, &p.Schema, &p.Name, &p.Key, &p.ID, &p.IDType, &p.Blue, &p.Green, &p.Active, &p.Low, &p.High,
-			&c.Relation, &c.File, &c.Page, &c.Rows, &c.Done, &p.Columns)
+			&c.Relation, &c.File, &c.Page, &c.Rows, &c.Done, &p.KeyType, &p.Columns, &p.Fixed, &p.Settable)
 		p.Low, p.High = p.Low.UTC(), p.High.UTC()
 		return p, err
 	})

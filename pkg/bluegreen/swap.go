@@ -5,7 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"math"
 	"strings"
 	"time"
 
@@ -222,13 +222,46 @@ func (m *Migration) publishable(ctx context.Context, conn *pgx.Conn, pairs []Pai
 	return nil
 }
 
-// shorten drains the logs as far as can be without a lock. A table that was truncated is copied again, which is short work.
+// turns bounds how often a swap drains all logs before it finds that they do not get short.
+const turns = 100
+
+// shorten drains the logs as far as can be without a lock: all of them in turn, since each grows while the others are drained, until all are
+// short and a turn finds about as much as the one before. A table that was truncated is copied again, which is short work.
 func (m *Migration) shorten(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
 	s := &syncing{m: m, begun: time.Now()}
-	for _, p := range slices.Concat(pairs, pairs) { // the first log has grown while the last was drained
+	for _, p := range pairs {
 		if err := s.pair(ctx, conn, p); err != nil {
 			return err
 		}
+	}
+	before := math.MaxInt
+	for turn := 1; ; turn++ {
+		all, most := 0, 0
+		for _, p := range pairs {
+			taken, err := m.drain(ctx, conn, p, m.cfg.Batch, 50*m.cfg.Batch, func() error { return nil })
+			if errors.Is(err, errRewritten) {
+				p.Cursor = Cursor{}
+				err = s.pair(ctx, conn, p)
+			}
+			if err != nil {
+				return err
+			}
+			all, most = all+taken, max(most, taken)
+		}
+		if most <= m.cfg.Tail && all >= before/2 {
+			break
+		}
+		if turn == turns {
+			return fmt.Errorf("%w: one of %d tables has %d new entries each time that all are drained", errOutrun, len(pairs), most)
+		}
+		before = all
+	}
+	return m.unstuck(ctx, conn, pairs)
+}
+
+// unstuck refuses a swap that would lose rows.
+func (m *Migration) unstuck(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
+	for _, p := range pairs {
 		stuck, err := m.stuck(ctx, conn, p)
 		if err != nil {
 			return fmt.Errorf("look for what table %s refuses: %w", p.table(p.Active.other()), err)

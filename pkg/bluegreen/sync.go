@@ -122,6 +122,9 @@ func (s *syncing) pair(ctx context.Context, conn *pgx.Conn, p Pair) error {
 				return fmt.Errorf("analyze table %s: %w", p.table(p.Active.other()), err)
 			}
 		}
+		if err := s.m.analyzeFresh(ctx, conn, p); err != nil {
+			return err
+		}
 		err = s.m.settle(ctx, conn, p, s.m.cfg.Tail, func() error { return s.report(ctx, conn, p, "") })
 		if !errors.Is(err, errRewritten) {
 			return err
@@ -131,6 +134,35 @@ func (s *syncing) pair(ctx context.Context, conn *pgx.Conn, p Pair) error {
 		}
 		p.Cursor = Cursor{}
 	}
+}
+
+// freshSQL finds partitions of either side that have rows and were never analyzed.
+const freshSQL = `
+select c.oid::regclass::text from pg_class c
+ where c.relkind = 'r' and c.reltuples < 0 and pg_relation_size(c.oid) > 0
+   and c.oid in (select relid::oid from pg_partition_tree($1::oid) union select relid::oid from pg_partition_tree($2::oid))`
+
+// analyzeFresh analyzes the partitions that have come meanwhile. Of a table that was never analyzed the planner cannot tell that an id finds fewer rows than
+// a key, of which a day may have one; autovacuum comes after a minute. SHARE UPDATE EXCLUSIVE on each.
+func (m *Migration) analyzeFresh(ctx context.Context, conn *pgx.Conn, p Pair) error {
+	rows, err := conn.Query(ctx, freshSQL, p.Blue, p.Green)
+	if err != nil {
+		return err
+	}
+	fresh, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("look for partitions of table %s that were never analyzed: %w", p.table(Green), err)
+	}
+	for _, table := range fresh {
+		err := m.locking(ctx, conn, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, "analyze "+table)
+			return err
+		})
+		if err != nil && sqlState(err) != "42P01" { // it was dropped meanwhile
+			return fmt.Errorf("analyze table %s: %w", table, err)
+		}
+	}
+	return nil
 }
 
 // copied reports, and holds the copy back as far as is wanted.
