@@ -14,7 +14,7 @@ import (
 
 const takeSQL = `
 with taken as (
-	delete from %[1]s where seq in (select seq from %[1]s order by seq limit $1) returning id, key
+	delete from %[1]s where ctid = any (array (select ctid from %[1]s order by seq limit $1)) returning id, key
 )
 select (select count(*) from taken), exists (select from taken where id is null), coalesce(array_agg(id::text), '{}'), coalesce(array_agg(key::text), '{}'),
        coalesce(array_agg(id::text) filter (where (key >= $2::timestamptz and key < $3::timestamptz) is not true), '{}')
@@ -24,8 +24,9 @@ select (select count(*) from taken), exists (select from taken where id is null)
 const plannedSQL = "set local plan_cache_mode = force_generic_plan; set local enable_seqscan = off"
 
 // drainBatch takes entries off the log and makes the passive side's rows of their ids and keys what the active side has. The caller's
-// transaction has one snapshot, or holds locks on both sides. It is errRewritten where the active side was truncated.
-func (m *Migration) drainBatch(ctx context.Context, tx pgx.Tx, p Pair, limit int) (taken int, err error) {
+// transaction has one snapshot, or holds locks on both sides. It is errRewritten where the active side was truncated, and errTail where there are
+// more entries than most.
+func (m *Migration) drainBatch(ctx context.Context, tx pgx.Tx, p Pair, limit, most int) (taken int, err error) {
 	if _, err := tx.Exec(ctx, plannedSQL); err != nil {
 		return 0, err
 	}
@@ -38,6 +39,9 @@ func (m *Migration) drainBatch(ctx context.Context, tx pgx.Tx, p Pair, limit int
 	m.cfg.Step("entries taken")
 	if truncated {
 		return 0, errRewritten
+	}
+	if taken > most {
+		return 0, errTail
 	}
 	if len(e.ids) == 0 {
 		return taken, nil

@@ -19,7 +19,7 @@ func (m *Migration) drain(ctx context.Context, conn *pgx.Conn, p Pair, short, en
 	limit := m.cfg.Batch
 	for done := 0; done <= entries; {
 		err := m.snapshot(ctx, conn, func(tx pgx.Tx) (err error) {
-			taken, err = m.drainBatch(ctx, tx, p, limit)
+			taken, err = m.drainBatch(ctx, tx, p, limit, limit)
 			return err
 		})
 		switch {
@@ -41,6 +41,11 @@ func (m *Migration) drain(ctx context.Context, conn *pgx.Conn, p Pair, short, en
 		}
 		done += taken
 		m.cfg.Step("drained a batch")
+		if done/vacuumAfter > (done-taken)/vacuumAfter {
+			if err := m.vacuumLog(ctx, conn, p); err != nil {
+				return 0, err
+			}
+		}
 		if err := drained(); err != nil {
 			return 0, err
 		}
@@ -50,6 +55,18 @@ func (m *Migration) drain(ctx context.Context, conn *pgx.Conn, p Pair, short, en
 		limit = min(2*limit, m.cfg.Batch)
 	}
 	return 0, fmt.Errorf("table %s: %w: it is not down to %d after %d entries", p.table(p.Active), errOutrun, short, entries)
+}
+
+// vacuumAfter is how many entries are drained until those that are dead take longer to pass over than to vacuum. Autovacuum comes once a minute.
+const vacuumAfter = 50_000
+
+// vacuumLog is no command of a transaction. It leaves the file as long as it is: to cut it off holds writers up.
+func (m *Migration) vacuumLog(ctx context.Context, conn *pgx.Conn, p Pair) error {
+	_, err := conn.Exec(ctx, "vacuum (skip_locked, truncate off) "+m.logTable(p))
+	if err != nil && sqlState(err) != "57014" { // the role's statement_timeout
+		return fmt.Errorf("vacuum the log of table %s: %w", p.table(p.Active), err)
+	}
+	return nil
 }
 
 // Stuck is an id whose rows the passive side does not take.

@@ -4,9 +4,21 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/jackc/pgx/v5"
 )
+
+// step is one for one pair, which becomes active on the other side.
+type step struct {
+	name string
+	do   func(ctx context.Context, tx pgx.Tx, p Pair, to Side) error
+}
+
+// early is what a swap changes in tables of ours and of partman's. Nobody else waits for it.
+func (m *Migration) early(ctx context.Context, h *hold, pairs []Pair) error {
+	return h.steps(ctx, pairs, []step{{"found names", m.findNames}, {"moved policies", m.movePolicies}, {"set active", m.setActive}})
+}
 
 // exchange is the swap itself, under the locks. Each statement that a lock of its own would need has it by then, but on sequences.
 func (m *Migration) exchange(ctx context.Context, h *hold, pairs []Pair) (drained int, err error) {
@@ -17,40 +29,35 @@ func (m *Migration) exchange(ctx context.Context, h *hold, pairs []Pair) (draine
 		}
 		drained += n
 	}
+	if err := h.check(ctx); err != nil {
+		return 0, err
+	}
+	return drained, h.steps(ctx, pairs, []step{
+		{"renamed tables", renaming},
+		{"renamed names", m.renameNames},
+		{"set triggers", m.setTriggers},
+		{"gave sequences", giveSequences},
+		{"moved publications", movePublications},
+	})
+}
+
+func (h *hold) steps(ctx context.Context, pairs []Pair, list []step) error {
 	for _, p := range ordered(pairs) {
-		for _, step := range []struct {
-			name string
-			do   func(ctx context.Context, tx pgx.Tx, p Pair, to Side) error
-		}{
-			{"renamed tables", renaming},
-			{"renamed names", m.renameNames},
-			{"set triggers", m.setTriggers},
-			{"gave sequences", giveSequences},
-			{"moved publications", movePublications},
-			{"moved policies", m.movePolicies},
-			{"set active", m.setActive},
-		} {
-			if err := h.check(ctx); err != nil {
-				return 0, err
+		for _, s := range list {
+			if err := s.do(ctx, h.tx, p, p.Active.other()); err != nil {
+				return fmt.Errorf("table %s: %s: %w", p.table(p.Active), s.name, err)
 			}
-			if err := step.do(ctx, h.tx, p, p.Active.other()); err != nil {
-				return 0, fmt.Errorf("table %s: %s: %w", p.table(p.Active), step.name, err)
+			h.m.cfg.Step(s.name)
+			if err := h.inTime(); err != nil {
+				return err
 			}
-			m.cfg.Step(step.name)
 		}
 	}
-	return drained, nil
+	return nil
 }
 
 func (m *Migration) drainTail(ctx context.Context, tx pgx.Tx, p Pair) (n int, err error) {
-	err = tx.QueryRow(ctx, fmt.Sprintf("select count(*) from (select from %s limit $1) t", m.logTable(p)), m.cfg.Tail+1).Scan(&n)
-	if err != nil {
-		return 0, fmt.Errorf("count the log of table %s: %w", p.table(p.Active), err)
-	}
-	if n > m.cfg.Tail {
-		return 0, errTail
-	}
-	n, err = m.drainBatch(ctx, tx, p, m.cfg.Tail)
+	n, err = m.drainBatch(ctx, tx, p, m.cfg.Tail+1, m.cfg.Tail)
 	if errors.Is(err, errRewritten) || refused(err) { // what shorten does is needed first
 		return 0, fmt.Errorf("%w: %w", errTail, err)
 	}
@@ -67,11 +74,14 @@ func (m *Migration) setActive(ctx context.Context, tx pgx.Tx, p Pair, to Side) e
 
 func qualified(schema, name string) string { return pgx.Identifier{schema, name}.Sanitize() }
 
+// run runs statements, which one message takes all of to the server.
 func run(ctx context.Context, tx pgx.Tx, list ...string) error {
-	for _, sql := range list {
-		if _, err := tx.Exec(ctx, sql); err != nil {
-			return fmt.Errorf("%s: %w", sql, err)
-		}
+	sql := strings.Join(list, "; ")
+	if sql == "" {
+		return nil
+	}
+	if _, err := tx.Exec(ctx, sql); err != nil {
+		return fmt.Errorf("%s: %w", sql, err)
 	}
 	return nil
 }
@@ -100,23 +110,25 @@ const foundSQL = `
 update %[1]s n set %[2]s = c.oid from pg_class c join pg_index x on x.indexrelid = c.oid
  where n.pair = $1 and n.kind = 'index' and n.name = $2 and x.indrelid = $3 and c.relname = $4`
 
-// findNames finds the indexes of a side that were made anew, as REINDEX CONCURRENTLY does: each by its name.
-func (m *Migration) findNames(ctx context.Context, tx pgx.Tx, p Pair, side Side) error {
-	rows, err := tx.Query(ctx, fmt.Sprintf(lostSQL, m.own("bluegreen_name"), side), p.N)
-	if err != nil {
-		return err
-	}
-	lost, err := pgx.CollectRows(rows, pgx.RowTo[string])
-	if err != nil {
-		return err
-	}
-	for _, name := range lost {
-		called := name
-		if side != p.Active {
-			called = passiveName(name, side)
-		}
-		if _, err := tx.Exec(ctx, fmt.Sprintf(foundSQL, m.own("bluegreen_name"), side), p.N, name, p.oid(side), called); err != nil {
+// findNames finds the indexes that were made anew, as REINDEX CONCURRENTLY does: each by its name.
+func (m *Migration) findNames(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
+	for _, side := range []Side{p.Active, to} {
+		rows, err := tx.Query(ctx, fmt.Sprintf(lostSQL, m.own("bluegreen_name"), side), p.N)
+		if err != nil {
 			return err
+		}
+		lost, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		if err != nil {
+			return err
+		}
+		for _, name := range lost {
+			called := name
+			if side != p.Active {
+				called = passiveName(name, side)
+			}
+			if _, err := tx.Exec(ctx, fmt.Sprintf(foundSQL, m.own("bluegreen_name"), side), p.N, name, p.oid(side), called); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -130,11 +142,6 @@ type follower struct {
 // renameNames exchanges the names of indexes and identity sequences. A sequence of the new active side goes on where the other is: no
 // rollback undoes that, but a passive side's is never asked.
 func (m *Migration) renameNames(ctx context.Context, tx pgx.Tx, p Pair, to Side) error {
-	for _, side := range []Side{p.Active, to} {
-		if err := m.findNames(ctx, tx, p, side); err != nil {
-			return err
-		}
-	}
 	rows, err := tx.Query(ctx, fmt.Sprintf(namesSQL, m.own("bluegreen_name"), p.Active, to), p.N)
 	if err != nil {
 		return err
@@ -143,32 +150,30 @@ func (m *Migration) renameNames(ctx context.Context, tx pgx.Tx, p Pair, to Side)
 	if err != nil {
 		return err
 	}
+	var sql []string
 	for _, f := range list {
-		if err := f.exchange(ctx, tx, p); err != nil {
-			return err
-		}
+		sql = append(sql, f.exchange(p)...)
 	}
-	return nil
+	return run(ctx, tx, sql...)
 }
 
-func (f follower) exchange(ctx context.Context, tx pgx.Tx, p Pair) error {
+// exchange is the statements that exchange the names of both.
+func (f follower) exchange(p Pair) (list []string) {
 	away := passiveName(f.Name, p.Active)
+	rename := func(from, to string) {
+		list = append(list, fmt.Sprintf("alter %s %s rename to %s", f.Kind, qualified(p.Schema, from), pgx.Identifier{to}.Sanitize()))
+	}
 	if f.Active != nil && *f.Active != away {
-		if err := run(ctx, tx, fmt.Sprintf("alter %s %s rename to %s", f.Kind, qualified(p.Schema, *f.Active), pgx.Identifier{away}.Sanitize())); err != nil {
-			return err
-		}
+		rename(*f.Active, away)
 	}
 	if f.Passive == nil {
-		return nil
+		return list
 	}
-	if err := run(ctx, tx, fmt.Sprintf("alter %s %s rename to %s", f.Kind, qualified(p.Schema, *f.Passive), pgx.Identifier{f.Name}.Sanitize())); err != nil {
-		return err
+	rename(*f.Passive, f.Name)
+	if f.Kind == "sequence" && f.Active != nil {
+		list = append(list, fmt.Sprintf("select setval(%s::regclass, last_value, is_called) from %s", literal(qualified(p.Schema, f.Name)), qualified(p.Schema, away)))
 	}
-	if f.Kind != "sequence" || f.Active == nil {
-		return nil
-	}
-	_, err := tx.Exec(ctx, "select setval($1::text::regclass, last_value, is_called) from "+qualified(p.Schema, away), qualified(p.Schema, f.Name))
-	return err
+	return list
 }
 
 const rememberStatesSQL = `

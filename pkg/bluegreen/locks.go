@@ -74,8 +74,8 @@ func (h *hold) timeouts(ctx context.Context, lock, statement time.Duration) erro
 const hurrySQL = `select set_config('deadlock_timeout', '20ms', true) where has_parameter_privilege('deadlock_timeout', 'set')`
 
 // take locks the passive sides, for which nobody waits, and then the active ones, each in one order: ACCESS EXCLUSIVE on the tables
-// and their partitions, until the transaction ends.
-func (h *hold) take(ctx context.Context, pairs []Pair) error {
+// and their partitions, until the transaction ends. What needs no lock on the active ones is done by between, and waits for nobody else's.
+func (h *hold) take(ctx context.Context, pairs []Pair, between func() error) error {
 	var passive, active []string
 	for _, p := range ordered(pairs) {
 		passive, active = append(passive, p.table(p.Active.other())), append(active, p.table(p.Active))
@@ -90,28 +90,40 @@ func (h *hold) take(ctx context.Context, pairs []Pair) error {
 		return fmt.Errorf("lock the passive sides: %w", err)
 	}
 	h.m.cfg.Step("passive sides locked")
+	if err := between(); err != nil {
+		return err
+	}
+	lock, err := viewLocks(ctx, h.tx, pairs)
+	if err != nil {
+		return fmt.Errorf("look for views: %w", err)
+	}
+	lock = append(lock, "lock table "+strings.Join(active, ", ")+" in access exclusive mode")
 	most := min(h.m.cfg.LockTimeout, h.left)
 	if err := h.timeouts(ctx, most, most); err != nil {
 		return err
 	}
 	h.from = time.Now()
-	if err := lockViews(ctx, h.tx, pairs); err != nil {
-		return fmt.Errorf("lock the views: %w", err)
-	}
-	if _, err := h.tx.Exec(ctx, "lock table "+strings.Join(active, ", ")+" in access exclusive mode"); err != nil {
-		return fmt.Errorf("lock %s: %w", strings.Join(active, ", "), err)
+	if err := run(ctx, h.tx, lock...); err != nil {
+		return err
 	}
 	h.m.cfg.Step("active sides locked")
 	return h.check(ctx)
 }
 
-// check gives the statements that follow the time that is left.
+// check gives the statements that follow the time that is left, each.
 func (h *hold) check(ctx context.Context) error {
+	if err := h.inTime(); err != nil {
+		return err
+	}
 	left := h.left - h.held()
-	if left <= 0 {
+	return h.timeouts(ctx, min(left, h.m.cfg.LockTimeout), left)
+}
+
+func (h *hold) inTime() error {
+	if h.held() >= h.left {
 		return errBudget
 	}
-	return h.timeouts(ctx, min(left, h.m.cfg.LockTimeout), left)
+	return nil
 }
 
 func (h *hold) held() time.Duration {
@@ -127,14 +139,22 @@ func ordered(pairs []Pair) []Pair {
 	return list
 }
 
-// tries runs do under the locks of all pairs until it has committed, within the budget; between is called before each other try.
-func (m *Migration) tries(ctx context.Context, conn *pgx.Conn, pairs []Pair, do func(h *hold) error, between func() error) (s Swapped, err error) {
+// work is what is done with all tables locked.
+type work struct {
+	// early is done when the passive sides are locked, for which nobody waits; locked, when all are.
+	early, locked func(ctx context.Context, h *hold) error
+	// again is called before each other try.
+	again func() error
+}
+
+// tries does the work until it has committed, within the budget.
+func (m *Migration) tries(ctx context.Context, conn *pgx.Conn, pairs []Pair, w work) (s Swapped, err error) {
 	var blockers []partman.Blocker
 	for {
 		s.Tries++
 		var held time.Duration
 		watch := m.watch(ctx, conn)
-		err := m.try(ctx, conn, pairs, m.cfg.Budget-s.HeldAll, &held, do)
+		err := m.try(ctx, conn, pairs, m.cfg.Budget-s.HeldAll, &held, w)
 		if found := watch(); len(found) > 0 {
 			blockers = found
 		}
@@ -148,13 +168,13 @@ func (m *Migration) tries(ctx context.Context, conn *pgx.Conn, pairs []Pair, do 
 		if err := pause(ctx, 100*time.Millisecond+rand.N(400*time.Millisecond)); err != nil {
 			return s, err
 		}
-		if err := between(); err != nil {
+		if err := w.again(); err != nil {
 			return s, err
 		}
 	}
 }
 
-func (m *Migration) try(ctx context.Context, conn *pgx.Conn, pairs []Pair, left time.Duration, held *time.Duration, do func(h *hold) error) error {
+func (m *Migration) try(ctx context.Context, conn *pgx.Conn, pairs []Pair, left time.Duration, held *time.Duration, w work) error {
 	h := &hold{m: m, left: left}
 	defer func() { *held = h.held() }() // the transaction is over, then
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
@@ -162,14 +182,14 @@ func (m *Migration) try(ctx context.Context, conn *pgx.Conn, pairs []Pair, left 
 		if _, err := tx.Exec(ctx, session); err != nil {
 			return err
 		}
-		if err := h.take(ctx, pairs); err != nil {
+		if err := h.take(ctx, pairs, func() error { return w.early(ctx, h) }); err != nil {
 			return err
 		}
-		if err := do(h); err != nil {
+		if err := w.locked(ctx, h); err != nil {
 			return err
 		}
 		m.cfg.Step("before the commit")
-		return h.check(ctx)
+		return h.inTime()
 	})
 }
 

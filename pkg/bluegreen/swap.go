@@ -136,10 +136,14 @@ func (m *Migration) swap(ctx context.Context, conn *pgx.Conn, to Side) (Swapped,
 		return Swapped{}, err
 	}
 	var drained int
-	s, err := m.tries(ctx, conn, pairs, func(h *hold) (err error) {
-		drained, err = m.exchange(ctx, h, pairs)
-		return err
-	}, func() error { return m.shorten(ctx, conn, pairs) })
+	s, err := m.tries(ctx, conn, pairs, work{
+		early: func(ctx context.Context, h *hold) error { return m.early(ctx, h, pairs) },
+		locked: func(ctx context.Context, h *hold) (err error) {
+			drained, err = m.exchange(ctx, h, pairs)
+			return err
+		},
+		again: func() error { return m.shorten(ctx, conn, pairs) },
+	})
 	if err != nil {
 		return s, fmt.Errorf("swap to %s: %w", to, err)
 	}
@@ -231,6 +235,9 @@ func (m *Migration) shorten(ctx context.Context, conn *pgx.Conn, pairs []Pair) e
 	s := &syncing{m: m, begun: time.Now()}
 	for _, p := range pairs {
 		if err := s.pair(ctx, conn, p); err != nil {
+			return err
+		}
+		if err := m.vacuumLog(ctx, conn, p); err != nil {
 			return err
 		}
 	}

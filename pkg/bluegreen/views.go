@@ -34,21 +34,19 @@ func views(ctx context.Context, db queryer, p Pair) ([]view, error) {
 	return pgx.CollectRows(rows, pgx.RowToStructByPos[view])
 }
 
-// lockViews has who reads a view wait for it and not, with the view locked, for a table. It changes nothing: LOCK TABLE would
-// lock what else the view reads.
-func lockViews(ctx context.Context, tx pgx.Tx, pairs []Pair) error {
+// viewLocks are statements that have who reads a view wait for it and not, with the view locked, for a table. They change nothing: LOCK TABLE
+// would lock what else the view reads.
+func viewLocks(ctx context.Context, tx pgx.Tx, pairs []Pair) (list []string, err error) {
 	for _, p := range ordered(pairs) {
-		list, err := views(ctx, tx, p)
+		of, err := views(ctx, tx, p)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		for _, v := range list {
-			if _, err := tx.Exec(ctx, fmt.Sprintf("alter view %s owner to %s", v.Name, v.Owner)); err != nil { // ACCESS EXCLUSIVE
-				return err
-			}
+		for _, v := range of {
+			list = append(list, fmt.Sprintf("alter view %s owner to %s", v.Name, v.Owner)) // ACCESS EXCLUSIVE
 		}
 	}
-	return nil
+	return list, nil
 }
 
 const replaceSQL = `
