@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -15,19 +16,25 @@ type step struct {
 	do   func(ctx context.Context, tx pgx.Tx, p Pair, to Side) error
 }
 
-// early is what a swap changes in tables of ours and of partman's. Nobody else waits for it.
+// early is what a swap does for which nobody else waits: changes of tables of ours and of partman's, and the last turns of the drain, which are
+// the shortest. These need no snapshot of their own: nobody writes the passive sides, and what is written to the active ones meanwhile has entries.
 func (m *Migration) early(ctx context.Context, h *hold, pairs []Pair) error {
-	return h.steps(ctx, pairs, []step{{"found names", m.findNames}, {"moved policies", m.movePolicies}, {"set active", m.setActive}})
+	err := h.steps(ctx, pairs, []step{{"found names", m.findNames}, {"moved policies", m.movePolicies}, {"set active", m.setActive}})
+	if err != nil {
+		return err
+	}
+	for before, all := math.MaxInt, 0; all < before/2; before = all {
+		if all, err = m.drainTails(ctx, h.tx, pairs, m.cfg.Batch); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // exchange is the swap itself, under the locks. Each statement that a lock of its own would need has it by then, but on sequences.
 func (m *Migration) exchange(ctx context.Context, h *hold, pairs []Pair) (drained int, err error) {
-	for _, p := range ordered(pairs) {
-		n, err := m.drainTail(ctx, h.tx, p)
-		if err != nil {
-			return 0, err
-		}
-		drained += n
+	if drained, err = m.drainTails(ctx, h.tx, pairs, m.cfg.Tail); err != nil {
+		return 0, err
 	}
 	if err := h.check(ctx); err != nil {
 		return 0, err
@@ -56,12 +63,19 @@ func (h *hold) steps(ctx context.Context, pairs []Pair, list []step) error {
 	return nil
 }
 
-func (m *Migration) drainTail(ctx context.Context, tx pgx.Tx, p Pair) (n int, err error) {
-	n, err = m.drainBatch(ctx, tx, p, m.cfg.Tail+1, m.cfg.Tail)
-	if errors.Is(err, errRewritten) || refused(err) { // what shorten does is needed first
-		return 0, fmt.Errorf("%w: %w", errTail, err)
+// drainTails drains logs that have at most so many entries each. It is errTail where one is longer, or refuses what shorten has to do first.
+func (m *Migration) drainTails(ctx context.Context, tx pgx.Tx, pairs []Pair, most int) (drained int, err error) {
+	for _, p := range ordered(pairs) {
+		n, err := m.drainBatch(ctx, tx, p, most+1, most)
+		if errors.Is(err, errRewritten) || refused(err) {
+			err = fmt.Errorf("%w: %w", errTail, err)
+		}
+		if err != nil {
+			return 0, err
+		}
+		drained += n
 	}
-	return n, err
+	return drained, nil
 }
 
 const activeSQL = `
