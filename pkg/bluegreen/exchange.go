@@ -28,6 +28,7 @@ func (m *Migration) early(ctx context.Context, h *hold, pairs []Pair) error {
 			return err
 		}
 	}
+	m.cfg.Step("logs short")
 	return nil
 }
 

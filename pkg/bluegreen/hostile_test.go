@@ -28,7 +28,7 @@ func TestIsolationOfTheRole(t *testing.T) {
 		writer := y.pool
 		y.setDefault("default_transaction_isolation = ''" + level + "''")
 		y.pool = y.connect("")
-		y.m = y.migration(at("passive sides locked", func() {
+		y.m = y.migration(at("logs short", func() {
 			if _, err := writer.Exec(y.ctx, "insert into orders (id, at) values (999, now())"); err != nil {
 				t.Error(err)
 			}
@@ -193,7 +193,7 @@ func TestRowLeavesTheScopeDuringTheSwap(t *testing.T) {
 		"null-key": "update orders set at = null where id = 5", "infinite-key": "update orders set at = 'infinity' where id = 6",
 		"old-rows": "insert into orders (at) values (now() - interval '400 days')", "future-rows": "insert into orders (at) values (now() + interval '400 days')",
 	} {
-		y.m = y.migration(at("passive sides locked", func() { y.exec(sql) }))
+		y.m = y.migration(at("logs short", func() { y.exec(sql) }))
 		_, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{SkipVerify: true})
 		y.refusedAs("swap", "accept "+finding+":public.orders", err)
 		y.is("r", "select relkind from pg_class where relname = 'orders'")
@@ -202,7 +202,7 @@ func TestRowLeavesTheScopeDuringTheSwap(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	y.m = y.migration(at("passive sides locked", func() { y.exec("update orders set at = null where id = 7") }))
+	y.m = y.migration(at("logs short", func() { y.exec("update orders set at = null where id = 7") }))
 	y.swap(bluegreen.Green)
 	y.is("0 3", "select (select count(*) from orders where id in (5, 6, 7)) || ' ' || (select count(*) from orders_old where id in (5, 6, 7))")
 }
