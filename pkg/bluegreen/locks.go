@@ -193,9 +193,15 @@ func (m *Migration) try(ctx context.Context, conn *pgx.Conn, pairs []Pair, left 
 	})
 }
 
+// blockersSQL: a prepared transaction has no process, and is 0.
 const blockersSQL = `
-select pid, coalesce(application_name, ''), coalesce(state, ''), coalesce(extract(epoch from clock_timestamp() - query_start), 0)::float8
-  from pg_stat_activity where pid = any (pg_blocking_pids($1)) order by xact_start nulls last, pid limit 5`
+select pid, name, state, coalesce(extract(epoch from clock_timestamp() - since), 0)::float8 from (
+	select pid, coalesce(application_name, '') as name, coalesce(state, '') as state, query_start as since, xact_start
+	  from pg_stat_activity where pid = any (pg_blocking_pids($1))
+	 union all
+	select 0, gid, 'prepared transaction of that name: commit or roll it back', prepared, prepared
+	  from pg_prepared_xacts where database = current_database() and 0 = any (pg_blocking_pids($1))
+) b order by xact_start nulls last, pid limit 5`
 
 // watch asks on another connection for whom ours waits, until the function it returns is called, and that one returns who it was.
 func (m *Migration) watch(ctx context.Context, conn *pgx.Conn) func() []partman.Blocker {

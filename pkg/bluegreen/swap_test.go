@@ -145,9 +145,14 @@ func TestSwapGivesUpAndSaysWhoIsInTheWay(t *testing.T) {
 		t.Errorf("swap: %+v, %v", blocked, err)
 	}
 	y.is("r", "select relkind from pg_class where relname = 'orders'")
-	if err := tx.Rollback(y.ctx); err != nil {
+	if _, err := tx.Exec(y.ctx, "prepare transaction 'forgotten'"); err != nil {
 		t.Fatal(err)
 	}
+	_, err = m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{})
+	if err == nil || !strings.Contains(err.Error(), `"forgotten", prepared transaction`) {
+		t.Errorf("swap: %v", err)
+	}
+	y.exec("rollback prepared 'forgotten'")
 	if s := y.swap(bluegreen.Green); s.Tries != 1 {
 		t.Errorf("%+v", s)
 	}

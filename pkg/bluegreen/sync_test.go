@@ -369,6 +369,14 @@ func TestVerifyNamesWhatDiffers(t *testing.T) {
 	if list = y.verify(); len(list) != 1 || list[0].Rows[0].ID != "100" {
 		t.Errorf("differences %v", list)
 	}
+	// What has entries on both sides is made what the active one has, wherever its rows are.
+	y.exec("begin; set local plenum_bluegreen.applying = 'on'; update orders_new set at = at - interval '1 day' where id = 50; delete from orders where id = 60; commit")
+	for _, table := range []string{"orders", "orders_new"} {
+		y.exec("update " + table + " set at = at where id in (3, 50, 60, 100)")
+	}
+	y.sync()
+	y.alike("orders", "orders_new")
+	y.is("0", "select count(*) from orders_new where id = 60")
 }
 
 func TestSyncFollowsAndLetsASwapIn(t *testing.T) {
