@@ -24,7 +24,7 @@ select (select count(*) from taken), exists (select from taken where id is null)
 const plannedSQL = "set local plan_cache_mode = force_generic_plan; set local enable_seqscan = off"
 
 // drainBatch takes entries off the log and makes the passive side's rows of their ids and keys what the active side has. The caller's
-// transaction has one snapshot, or holds locks on both sides. It is errRewritten where the active side was truncated, and errTail where there are
+// transaction has one snapshot, or holds the lock on the passive side. It is errRewritten where the active side was truncated, and errTail where there are
 // more entries than most.
 func (m *Migration) drainBatch(ctx context.Context, tx pgx.Tx, p Pair, limit, most int) (taken int, err error) {
 	if _, err := tx.Exec(ctx, plannedSQL); err != nil {
