@@ -39,13 +39,13 @@
 // partitions cover; rows of blue outside of it, with a key that is NULL or infinite or of a day that is not kept, stay
 // where they are and are never deleted.
 //
-// A swap is one transaction: locks on the passive sides, policies and the last turns of the drain, for which nobody waits; then locks on the
-// active ones, the rest of the logs, names, triggers of the application, sequences, publications. It
+// A swap is one transaction: locks on the passive sides and against vacuums of the active ones, policies and the last turns of the drain, for which no reader
+// or writer waits; then locks on the active ones, the rest of the logs, names, triggers of the application, sequences, publications. It
 // commits or it did not happen, and says on the next call what is so. It is refused while verify finds a difference or an id is set
 // aside; to green, too, while anything that was found and not accepted stands, and where no partition manager has been at work lately.
 // A rollback asks for neither.
 //
-// Nobody waits longer than Config.LockTimeout for a lock that this package has asked for, and in all no longer than
+// No reader or writer waits longer than Config.LockTimeout for a lock that this package has asked for, and in all no longer than
 // Config.Budget for one swap.
 //
 // Each command can be killed at any point and run again.

@@ -73,8 +73,16 @@ func (h *hold) timeouts(ctx context.Context, lock, statement time.Duration) erro
 // hurrySQL: a vacuum of autovacuum gives way after deadlock_timeout, which is longer than we wait. Not every role may set it.
 const hurrySQL = `select set_config('deadlock_timeout', '20ms', true) where has_parameter_privilege('deadlock_timeout', 'set')`
 
+// giveWay is how long a swap waits for a vacuum of the active sides, while the application goes on: one of autovacuum's is asked to
+// give way after deadlock_timeout, which is 1 s.
+const giveWay = 1500 * time.Millisecond
+
+// swapTries bounds the tries of a swap that does not even come to hold others up.
+const swapTries = 20
+
 // take locks the passive sides, for which nobody waits, and then the active ones, each in one order: ACCESS EXCLUSIVE on the tables
-// and their partitions, until the transaction ends. What needs no lock on the active ones is done by between, and waits for nobody else's.
+// and their partitions, until the transaction ends. Before it does, no vacuum is in the way any more, which readers and writers would wait for
+// with us, and between has done what needs no lock on the active ones.
 func (h *hold) take(ctx context.Context, pairs []Pair, between func() error) error {
 	var passive, active []string
 	for _, p := range ordered(pairs) {
@@ -90,6 +98,17 @@ func (h *hold) take(ctx context.Context, pairs []Pair, between func() error) err
 		return fmt.Errorf("lock the passive sides: %w", err)
 	}
 	h.m.cfg.Step("passive sides locked")
+	wait := max(giveWay, h.m.cfg.LockTimeout)
+	if err := h.timeouts(ctx, wait, wait); err != nil {
+		return err
+	}
+	list := strings.Join(active, ", ")
+	if _, err := h.tx.Exec(ctx, "lock table "+list+" in share update exclusive mode"); err != nil {
+		return fmt.Errorf("lock %s against vacuums: %w", list, err)
+	}
+	if err := h.timeouts(ctx, h.m.cfg.LockTimeout, time.Minute); err != nil {
+		return err
+	}
 	if err := between(); err != nil {
 		return err
 	}
@@ -97,7 +116,7 @@ func (h *hold) take(ctx context.Context, pairs []Pair, between func() error) err
 	if err != nil {
 		return fmt.Errorf("look for views: %w", err)
 	}
-	lock = append(lock, "lock table "+strings.Join(active, ", ")+" in access exclusive mode")
+	lock = append(lock, "lock table "+list+" in access exclusive mode")
 	most := min(h.m.cfg.LockTimeout, h.left)
 	if err := h.timeouts(ctx, most, most); err != nil {
 		return err
@@ -162,7 +181,7 @@ func (m *Migration) tries(ctx context.Context, conn *pgx.Conn, pairs []Pair, w w
 		switch {
 		case err == nil || !again(err):
 			return s, err
-		case s.HeldAll >= m.cfg.Budget || s.Tries == lockTries:
+		case s.HeldAll >= m.cfg.Budget || s.Tries == swapTries:
 			return s, &BlockedError{Tries: s.Tries, Held: s.HeldAll, Blockers: blockers, Err: err}
 		}
 		if err := pause(ctx, 100*time.Millisecond+rand.N(400*time.Millisecond)); err != nil {

@@ -3,10 +3,12 @@ package bluegreen_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
+	"plenum/internal/devenv/devtest"
 	"plenum/pkg/bluegreen"
 )
 
@@ -158,6 +160,45 @@ func TestSwapGivesUpAndSaysWhoIsInTheWay(t *testing.T) {
 	}
 }
 
+// A vacuum is waited for while the application goes on, for longer than others may be held up.
+func TestSwapWaitsForAVacuum(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	m, err := bluegreen.New(bluegreen.Config{Pool: y.pool, Schema: "public", LockTimeout: 200 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	vacuum, err := y.connect("").Begin(y.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = vacuum.Rollback(y.ctx) }()
+	if _, err := vacuum.Exec(y.ctx, "lock table orders in share update exclusive mode"); err != nil {
+		t.Fatal(err)
+	}
+	swapped := make(chan error, 1)
+	go func() { swapped <- second(m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{})) }()
+	devtest.Eventually(t, func() error {
+		if n := y.text("select count(*) from pg_locks where not granted and relation = 'orders'::regclass"); n != "1" {
+			return fmt.Errorf("%s wait for the table", n)
+		}
+		return nil
+	})
+	for range 20 {
+		y.exec("set lock_timeout = '1ms'; insert into orders (at) values (now()); reset lock_timeout")
+	}
+	if err := vacuum.Rollback(y.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-swapped; err != nil {
+		t.Errorf("swap: %v", err)
+	}
+	y.sync()
+	y.alike("orders", "orders_old")
+}
+
 // What is written between the last drain and the locks is drained under them, up to Tail.
 func TestSwapDrainsTheTail(t *testing.T) {
 	t.Parallel()
@@ -178,7 +219,7 @@ func TestSwapDrainsTheTail(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	y.alike("orders", "orders_new")
-	y.m = y.migration(at("logs short", func() {
+	y.m = y.migration(at("passive sides locked", func() {
 		y.exec("truncate orders")
 		y.exec("insert into orders (id, at) values (1, now())")
 	}))
