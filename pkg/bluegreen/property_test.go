@@ -54,7 +54,7 @@ func dieAtPoint(ctx context.Context, getenv func(string) string) error {
 	return errors.Join(m.Sync(ctx, bluegreen.SyncOptions{}), second(m.Swap(ctx, bluegreen.Side(getenv(killSide)), bluegreen.SwapOptions{})))
 }
 
-// named tells the points under the locks of a swap from those of the same name before.
+// named tells the points under the locks of a swap from those of the same name before. What is written there of a row is one point: there are few.
 func named(do func(string)) func(string) {
 	locked := ""
 	return func(point string) {
@@ -63,6 +63,9 @@ func named(do func(string)) func(string) {
 			locked = ""
 		case "active sides locked":
 			locked = "locked: "
+		}
+		if locked != "" && strings.HasPrefix(point, "rows ") {
+			point = "rows written"
 		}
 		do(locked + point)
 	}
