@@ -256,7 +256,7 @@ func (x *explainer) ids(ctx context.Context) (list []PlanFinding, err error) {
 			list = append(list, PlanFinding{
 				Table: partman.FormatName(p.Schema, p.Name), Leaves: leaves, Fatal: true,
 				Missing: fmt.Sprintf("%d partitions, %s first, have no valid index on the id", len(leaves), leaves[0]),
-				Do:      p.createIndex("btree (" + pgx.Identifier{p.ID}.Sanitize() + ")"),
+				Do:      p.createIndex("btree (" + p.id() + ")"),
 			})
 		}
 	}

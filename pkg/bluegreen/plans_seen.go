@@ -141,7 +141,7 @@ func (x *explainer) ofApplication(s statement) bool {
 	}
 	ours := []string{}
 	for _, p := range x.pairs {
-		if strings.TrimSpace(s.text) == strings.TrimSpace(fmt.Sprintf(spanSQL, pgx.Identifier{p.Key}.Sanitize(), p.table(p.Active))) {
+		if strings.TrimSpace(s.text) == strings.TrimSpace(fmt.Sprintf(spanSQL, p.key(), p.table(p.Active))) {
 			return false
 		}
 		ours = append(ours, passiveName(p.Name, Blue), passiveName(p.Name, Green))

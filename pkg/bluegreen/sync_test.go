@@ -379,6 +379,21 @@ func TestVerifyNamesWhatDiffers(t *testing.T) {
 	y.is("0", "select count(*) from orders_new where id = 60")
 }
 
+// Rows of a partition that came after the copy are too few for autovacuum.
+func TestPartitionsThatCameLaterAreAnalyzed(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	y.exec(`do $$ declare high timestamptz := (select high from bluegreen_pair); begin
+		execute format('create table orders_new_next partition of orders_new for values from (%L) to (%L)', high, high + interval '1 day');
+		insert into orders (at) values (high); end $$`)
+	y.sync()
+	y.is("1", "select count(*) from orders_new_next")
+	y.sync()
+	y.is("1", "select reltuples::integer from pg_class where relname = 'orders_new_next'")
+}
+
 func TestSyncFollowsAndLetsASwapIn(t *testing.T) {
 	t.Parallel()
 	y := newYard(t, plain)

@@ -97,12 +97,12 @@ func (m *Migration) Verify(ctx context.Context) (list []Difference, err error) {
 }
 
 func (m *Migration) comparable(p Pair, s Side) string {
-	return fmt.Sprintf(comparableSQL, p.columns(), p.table(s), pgx.Identifier{p.Key}.Sanitize(), m.logTable(p), p.id(), m.own("bluegreen_stuck"), p.N)
+	return fmt.Sprintf(comparableSQL, p.columns(), p.table(s), p.key(), m.logTable(p), p.id(), m.own("bluegreen_stuck"), p.N)
 }
 
 func (m *Migration) compare(ctx context.Context, tx pgx.Tx, p Pair) (list []Difference, err error) {
 	blue, green := m.comparable(p, Blue), m.comparable(p, Green)
-	key := pgx.Identifier{p.Key}.Sanitize()
+	key := p.key()
 	rows, err := tx.Query(ctx, fmt.Sprintf(daysSQL, key, blue, green), p.Low, p.High)
 	if err != nil {
 		return nil, err
