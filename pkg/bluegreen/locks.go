@@ -82,8 +82,8 @@ const swapTries = 20
 
 // take locks the passive sides, for which nobody waits, and then the active ones, each in one order: ACCESS EXCLUSIVE on the tables
 // and their partitions, until the transaction ends. Before it does, no vacuum is in the way any more, which readers and writers would wait for
-// with us, and between has done what needs no lock on the active ones.
-func (h *hold) take(ctx context.Context, pairs []Pair, between func() error) error {
+// with us, and what needs no lock on the active ones is done.
+func (h *hold) take(ctx context.Context, pairs []Pair) error {
 	var passive, active []string
 	for _, p := range ordered(pairs) {
 		passive, active = append(passive, p.table(p.Active.other())), append(active, p.table(p.Active))
@@ -109,7 +109,7 @@ func (h *hold) take(ctx context.Context, pairs []Pair, between func() error) err
 	if err := h.timeouts(ctx, h.m.cfg.LockTimeout, time.Minute); err != nil {
 		return err
 	}
-	if err := between(); err != nil {
+	if err := h.m.early(ctx, h, pairs); err != nil {
 		return err
 	}
 	lock, err := viewLocks(ctx, h.tx, pairs)
@@ -158,22 +158,15 @@ func ordered(pairs []Pair) []Pair {
 	return list
 }
 
-// work is what is done with all tables locked.
-type work struct {
-	// early is done when the passive sides are locked, for which nobody waits; locked, when all are.
-	early, locked func(ctx context.Context, h *hold) error
-	// again is called before each other try.
-	again func() error
-}
-
-// tries does the work until it has committed, within the budget.
-func (m *Migration) tries(ctx context.Context, conn *pgx.Conn, pairs []Pair, w work) (s Swapped, err error) {
+// tries exchanges the sides until that has committed, within the budget.
+func (m *Migration) tries(ctx context.Context, conn *pgx.Conn, pairs []Pair) (s Swapped, err error) {
 	var blockers []partman.Blocker
 	for {
 		s.Tries++
-		var held time.Duration
+		h := &hold{m: m, left: m.cfg.Budget - s.HeldAll}
 		watch := m.watch(ctx, conn)
-		err := m.try(ctx, conn, pairs, m.cfg.Budget-s.HeldAll, &held, w)
+		s.Drained, err = h.try(ctx, conn, pairs)
+		held := h.held() // the transaction is over
 		if found := watch(); len(found) > 0 {
 			blockers = found
 		}
@@ -187,29 +180,28 @@ func (m *Migration) tries(ctx context.Context, conn *pgx.Conn, pairs []Pair, w w
 		if err := pause(ctx, 100*time.Millisecond+rand.N(400*time.Millisecond)); err != nil {
 			return s, err
 		}
-		if err := w.again(); err != nil {
+		if err := m.shorten(ctx, conn, pairs); err != nil {
 			return s, err
 		}
 	}
 }
 
-func (m *Migration) try(ctx context.Context, conn *pgx.Conn, pairs []Pair, left time.Duration, held *time.Duration, w work) error {
-	h := &hold{m: m, left: left}
-	defer func() { *held = h.held() }() // the transaction is over, then
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+func (h *hold) try(ctx context.Context, conn *pgx.Conn, pairs []Pair) (drained int, err error) {
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
 		h.tx = tx
 		if _, err := tx.Exec(ctx, session); err != nil {
 			return err
 		}
-		if err := h.take(ctx, pairs, func() error { return w.early(ctx, h) }); err != nil {
+		if err := h.take(ctx, pairs); err != nil {
 			return err
 		}
-		if err := w.locked(ctx, h); err != nil {
+		if drained, err = h.m.exchange(ctx, h, pairs); err != nil {
 			return err
 		}
-		m.cfg.Step("before the commit")
+		h.m.cfg.Step("before the commit")
 		return h.inTime()
 	})
+	return drained, err
 }
 
 // blockersSQL: a prepared transaction has no process, and is 0.

@@ -135,20 +135,12 @@ func (m *Migration) swap(ctx context.Context, conn *pgx.Conn, to Side) (Swapped,
 	if err := m.shorten(ctx, conn, pairs); err != nil {
 		return Swapped{}, err
 	}
-	var drained int
-	s, err := m.tries(ctx, conn, pairs, work{
-		early: func(ctx context.Context, h *hold) error { return m.early(ctx, h, pairs) },
-		locked: func(ctx context.Context, h *hold) (err error) {
-			drained, err = m.exchange(ctx, h, pairs)
-			return err
-		},
-		again: func() error { return m.shorten(ctx, conn, pairs) },
-	})
+	s, err := m.tries(ctx, conn, pairs)
 	if err != nil {
 		return s, fmt.Errorf("swap to %s: %w", to, err)
 	}
 	m.cfg.Step("swapped")
-	s.Active, s.Drained = to, drained
+	s.Active = to
 	m.cfg.Log.Info("blue/green: swapped", zap.String("active", string(to)), zap.Duration("held", s.Held), zap.Int("tries", s.Tries), zap.Int("drained", s.Drained))
 	return s, nil
 }
