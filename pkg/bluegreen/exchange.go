@@ -172,6 +172,16 @@ func (m *Migration) renameNames(ctx context.Context, tx pgx.Tx, p Pair, to Side)
 	return run(ctx, tx, sql...)
 }
 
+// goOnSQL has a sequence go on where the other is. Who waits in nextval meanwhile has looked the name up before, and is given a value of the
+// other one after the commit: once for each connection there can be, these are passed over, where an application may ask for values itself.
+const goOnSQL = `
+select setval(%s::regclass, least(q.seqmax, greatest(q.seqmin, s.last_value::numeric
+         + case a.attidentity when 'd' then q.seqincrement::numeric * q.seqcache * current_setting('max_connections')::int else 0 end))::bigint, s.is_called)
+  from %s s, pg_sequence q
+  join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = q.seqrelid and d.refclassid = 'pg_class'::regclass and d.deptype = 'i'
+  join pg_attribute a on a.attrelid = d.refobjid and a.attnum = d.refobjsubid
+ where q.seqrelid = %s::regclass`
+
 // exchange is the statements that exchange the names of both.
 func (f follower) exchange(p Pair) (list []string) {
 	away := passiveName(f.Name, p.Active)
@@ -186,7 +196,8 @@ func (f follower) exchange(p Pair) (list []string) {
 	}
 	rename(*f.Passive, f.Name)
 	if f.Kind == "sequence" && f.Active != nil {
-		list = append(list, fmt.Sprintf("select setval(%s::regclass, last_value, is_called) from %s", literal(qualified(p.Schema, f.Name)), qualified(p.Schema, away)))
+		old := qualified(p.Schema, away)
+		list = append(list, fmt.Sprintf(goOnSQL, literal(qualified(p.Schema, f.Name)), old, literal(old)))
 	}
 	return list
 }
