@@ -105,7 +105,7 @@ func (m *Migration) aside(p Pair) []string {
 }
 
 const parkSQL = `
-with taken as (delete from %[1]s where seq = (select min(seq) from %[1]s) returning id::text as id, key::text as key),
+with taken as (delete from %[1]s where seq = (select min(seq) from %[1]s where key is not null) returning id::text as id, key::text as key),
      parked as (insert into %[2]s (pair, id, key, why) select $1, id, key, $2 from taken on conflict (pair, id, key) do update set why = excluded.why)
 select id, key from taken`
 
