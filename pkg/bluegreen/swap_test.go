@@ -275,6 +275,22 @@ func TestSwapDrainsTheTail(t *testing.T) {
 	y.alike("orders", "orders_new")
 }
 
+// What is written after the tail was drained would be on the side that becomes passive alone.
+func TestNobodyWritesAfterTheTail(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain)
+	y.init("orders")
+	y.sync()
+	for _, sql := range []string{"select from orders limit 1", "update orders set processed = true"} {
+		y.m = y.migration(at("active sides locked", func() {
+			_, err := y.pool.Exec(y.ctx, "set lock_timeout = '1ms'; "+sql)
+			y.refusedAs(sql, "SQLSTATE 55P03", err)
+		}))
+		y.swap(bluegreen.Green)
+		y.swap(bluegreen.Blue)
+	}
+}
+
 func TestStatusSaysWhatIsNext(t *testing.T) {
 	t.Parallel()
 	y := newYard(t, plain)
