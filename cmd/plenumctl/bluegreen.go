@@ -45,7 +45,10 @@ func bluegreenCommand(b *bluegreenCall, fs *flag.FlagSet, check func() error, do
 		if b.migration, err = program.BlueGreen(ctx, a, b.config); err != nil {
 			return err
 		}
-		return do(ctx)
+		if err = do(ctx); err != nil && ctx.Err() != nil {
+			err = errors.New("stopped; nothing is lost or half done: plenumctl bluegreen status says what is so, and the same command goes on from there")
+		}
+		return err
 	}
 }
 
@@ -124,9 +127,17 @@ func setupBluegreenVerify(fs *flag.FlagSet) func(context.Context, *call) error {
 		if err != nil {
 			return err
 		}
-		report := verified{append([]bluegreen.Difference{}, differences...), append([]bluegreen.PlanFinding{}, plans...)}
+		tables, err := b.migration.Tables(ctx)
+		if err != nil {
+			return err
+		}
+		report := verified{Differences: append([]bluegreen.Difference{}, differences...), Plans: append([]bluegreen.PlanFinding{}, plans...)}
+		for _, t := range tables {
+			report.Entries += t.Entries
+			report.Blocked = append(report.Blocked, t.Blocked()...)
+		}
 		fatal := slices.ContainsFunc(plans, func(f bluegreen.PlanFinding) bool { return f.Fatal })
-		return b.found(report, report.text, len(differences) > 0 || fatal)
+		return b.found(report, report.text, len(differences) > 0 || fatal || len(report.Blocked) > 0)
 	})
 }
 
@@ -170,7 +181,7 @@ func (b *bluegreenCall) refused(err error, to bluegreen.Side) error {
 	var unaccepted *bluegreen.UnacceptedError
 	var plans *bluegreen.PlanError
 	var stuck *bluegreen.StuckError
-	r := refusal{to: to, Findings: []bluegreen.Finding{}, verified: verified{[]bluegreen.Difference{}, []bluegreen.PlanFinding{}}}
+	r := refusal{to: to, Findings: []bluegreen.Finding{}, verified: verified{Differences: []bluegreen.Difference{}, Plans: []bluegreen.PlanFinding{}}}
 	switch {
 	case errors.As(err, &different):
 		r.Differences = different.Differences

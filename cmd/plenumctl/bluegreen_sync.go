@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -34,18 +33,19 @@ func setupBluegreenSync(fs *flag.FlagSet) func(context.Context, *call) error {
 		o.Progress = line.show
 		err := b.migration.Sync(ctx, o)
 		line.end()
-		switch {
-		case ctx.Err() != nil && o.Follow:
+		if ctx.Err() != nil && o.Follow {
 			err = nil
-		case ctx.Err() != nil:
-			return errors.New("stopped; nothing is lost: the next bluegreen sync goes on here")
 		}
 		if err != nil {
 			return err
 		}
 		return b.print(b.stdout, line.last, func(w io.Writer) {
 			for _, p := range line.last {
-				fmt.Fprintf(w, "%s\tcopied\t%d rows\t%d log entries left\n", plain(p.Table), p.Rows, p.Entries)
+				refused := ""
+				if p.Refused > 0 {
+					refused = fmt.Sprintf(", %d ids refused: bluegreen status says why", p.Refused)
+				}
+				fmt.Fprintf(w, "%s\tcopied\t%d rows\t%d log entries left%s\n", plain(p.Table), p.Rows, p.Entries, refused)
 			}
 		})
 	})
@@ -71,7 +71,7 @@ func newProgressLine(out io.Writer) *progressLine {
 
 func (l *progressLine) show(p bluegreen.Progress) {
 	n := slices.IndexFunc(l.last, func(o bluegreen.Progress) bool { return o.Table == p.Table })
-	changed := n < 0 || l.last[n].Copied != p.Copied || l.last[n].Waiting != p.Waiting
+	changed := n < 0 || l.last[n].Copied != p.Copied || l.last[n].Waiting != p.Waiting || l.last[n].Refused != p.Refused
 	if n < 0 {
 		l.last = append(l.last, p)
 	} else {
@@ -108,6 +108,9 @@ func progressText(p bluegreen.Progress) string {
 		add("about %s left", p.ETA.Round(time.Second))
 	}
 	add("%d log entries behind", p.Entries)
+	if p.Refused > 0 {
+		add("%d ids refused: bluegreen status says why", p.Refused)
+	}
 	if p.Waiting != "" {
 		add("held: %s", p.Waiting)
 	}

@@ -13,11 +13,21 @@ import (
 type verified struct {
 	Differences []bluegreen.Difference  `json:"differences"`
 	Plans       []bluegreen.PlanFinding `json:"plans"`
+	// Entries are those of the log, about: their rows were not compared.
+	Entries int64    `json:"entries,omitempty"`
+	Blocked []string `json:"blocked,omitempty"` // rows that one side does not take, which were not compared
 }
 
 func (v verified) text(w io.Writer) {
 	if len(v.Differences) == 0 {
-		fmt.Fprintln(w, "both sides have the same rows")
+		fmt.Fprint(w, "both sides have the same rows")
+		if v.Entries > 0 {
+			fmt.Fprintf(w, ", but for those of %d log entries, which sync carries over", v.Entries)
+		}
+		fmt.Fprintln(w)
+	}
+	for _, b := range v.Blocked {
+		fmt.Fprintln(w, "stops a swap:", plain(b))
 	}
 	printDifferences(w, v.Differences)
 	if len(v.Plans) == 0 {

@@ -49,6 +49,12 @@ func TestToolBluegreen(t *testing.T) {
 	expect(0, "3 entries", "bluegreen", "status")
 	expect(0, "0 log entries left", "bluegreen", "sync", "--rate", "100000", "--max-replica-lag", "10s")
 	expect(0, "both sides have the same rows\nthe statements find their indexes on both sides", "bluegreen", "verify")
+	s.exec("alter table orders_new add constraint odd check (id <> 9) not valid; update orders set processed = true where id in (8, 9)")
+	expect(0, "both sides have the same rows, but for those of 2 log entries, which sync carries over", "bluegreen", "verify")
+	expect(0, "0 log entries left, 1 ids refused: bluegreen status says why", "bluegreen", "sync")
+	expect(3, "stops a swap: public.orders_new refuses id 9: ", "bluegreen", "verify")
+	s.exec("alter table orders_new drop constraint odd")
+	expect(0, "0 log entries left\n", "bluegreen", "sync")
 	s.storyReplayed(expect)
 
 	const byHand = "begin; set local plenum_bluegreen.applying = on; update orders_new set processed = not processed where id = 5; commit"

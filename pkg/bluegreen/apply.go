@@ -118,9 +118,9 @@ func (p Pair) at(row, entry string) string {
 const alikeSQL = `
 with entry as materialized (select * from %[1]s), alike as materialized (
 	select i, k from (
-		select i, k, row(%[2]s)::text as fixed, 1 as side from entry join %[3]s a on %[4]s and %[5]s
+		select entry.i, entry.k, row(%[2]s)::text as fixed, 1 as side from entry join %[3]s a on %[4]s and %[5]s
 		 union all
-		select i, k, row(%[6]s)::text, 2 from entry join %[7]s p on %[8]s and %[9]s
+		select entry.i, entry.k, row(%[6]s)::text, 2 from entry join %[7]s p on %[8]s and %[9]s
 	) r group by i, k having count(*) = 2 and min(side) < max(side) and min(fixed collate "C") = max(fixed collate "C")
 )`
 

@@ -126,6 +126,8 @@ type Pair struct {
 	// Low and High are green's scope: rows of blue with Low <= key < High are in green, all others stay in blue alone.
 	Low, High time.Time
 
+	captured bool // Init is complete
+
 	// strict is set while a swap to green drains what came since it has looked at the findings.
 	strict bool
 

@@ -106,7 +106,7 @@ func (m *Migration) EnsureCapture(ctx context.Context) error {
 
 // ensureCapture is EnsureCapture for who has the migration's lock. Pairs that were read before may have a scope that is too small.
 func (m *Migration) ensureCapture(ctx context.Context, conn *pgx.Conn) error {
-	pairs, err := readPairs(ctx, conn, m.cfg.Schema)
+	pairs, err := capturedPairs(ctx, conn, m.cfg.Schema)
 	if err != nil {
 		return err
 	}

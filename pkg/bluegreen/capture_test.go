@@ -56,6 +56,10 @@ func TestInitDiesAnywhere(t *testing.T) {
 			}
 			break
 		}
+		_, err := y.m.Status(y.ctx)
+		if err == nil && y.text("select count(*) from bluegreen_pair where captured_at is null") != "0" || err != nil && !strings.Contains(err.Error(), "init") {
+			t.Errorf("status after point %q: %v", points, err)
+		}
 		if done, _ := y.dies(-1, func(m *bluegreen.Migration) error {
 			other := o
 			other.Retention = 3
@@ -192,12 +196,14 @@ func TestFinish(t *testing.T) {
 	for _, drop := range []bool{false, true} {
 		t.Run(fmt.Sprint("drop ", drop), func(t *testing.T) {
 			t.Parallel()
-			y := newYard(t, plain)
+			y := newYard(t, plain+`create function f() returns trigger language plpgsql as 'begin return new; end';
+				create trigger f before update on orders for each row execute function f()`)
 			if _, err := y.m.Init(y.ctx, bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id", Retention: 30}); err != nil {
 				t.Fatal(err)
 			}
 			// What a swap does of it.
 			y.exec(`alter table orders rename to orders_old; alter table orders_new rename to orders; alter sequence orders_id_seq owned by orders.id;
+				alter table orders_old disable trigger f; alter table orders enable trigger f;
 				update partition_policy set table_name = 'orders'; update bluegreen_pair set active = 'green'`)
 			if err := y.m.Abort(y.ctx); err == nil || !strings.Contains(err.Error(), "rollback first") {
 				t.Errorf("abort with green active: %v", err)
@@ -206,7 +212,7 @@ func TestFinish(t *testing.T) {
 				t.Fatal(err)
 			}
 			y.is(fmt.Sprint(!drop), "select to_regclass('orders_old') is not null")
-			y.is("0", "select count(*) from pg_trigger where tgname like 'plenum%'")
+			y.is("0", "select count(*) from pg_trigger where tgname like 'plenum%' or tgenabled = 'D'")
 			y.is("null", "select string_agg(relname, ',') from pg_class where relname like 'bluegreen%'")
 			y.is("null", "select string_agg(proname, ',') from pg_proc where proname like 'bluegreen%'")
 			y.is("orders 30 drop ", "select string_agg(concat_ws(' ', table_name, retention, expired, pending, paused_at, ''), ', ') from partition_policy")

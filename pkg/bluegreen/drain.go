@@ -164,26 +164,40 @@ func (m *Migration) entries(ctx context.Context, db queryer, p Pair) (n int64, e
 	return n, nil
 }
 
-// settle drains one pair until its log has at most short entries, also the ids that were refused when they came alone.
-func (m *Migration) settle(ctx context.Context, conn *pgx.Conn, p Pair, short int, drained func() error) error {
+// settle drains one pair until its log is short, also the ids that were refused when they came alone.
+func (s *syncing) settle(ctx context.Context, conn *pgx.Conn, p Pair) error {
 	const chances = 2
+	resting := s.o.Follow && time.Now().Before(s.rest[p.N])
 	for range chances {
-		if err := m.unpark(ctx, conn, p); err != nil {
-			return err
+		if !resting {
+			if err := s.m.unpark(ctx, conn, p); err != nil {
+				return err
+			}
 		}
-		waiting, err := m.entries(ctx, conn, p)
+		waiting, err := s.m.entries(ctx, conn, p)
 		if err != nil {
 			return err
 		}
-		if _, err := m.drain(ctx, conn, p, short, 50*m.cfg.Batch+4*int(waiting), drained); err != nil {
+		_, err = s.m.drain(ctx, conn, p, s.m.cfg.Tail, 50*s.m.cfg.Batch+4*int(waiting), func() error { return s.report(ctx, conn, p, "") })
+		if err != nil {
 			return err
 		}
-		stuck, err := m.stuck(ctx, conn, p)
-		if err != nil || len(stuck) == 0 {
+		refused, err := s.m.refusedIDs(ctx, conn, p)
+		if err != nil || refused == 0 || resting {
 			return err
 		}
 	}
+	s.rest[p.N] = time.Now().Add(refusedPause)
 	return nil
+}
+
+// refusedIDs counts the ids that the passive side does not take.
+func (m *Migration) refusedIDs(ctx context.Context, db queryer, p Pair) (n int64, err error) {
+	err = db.QueryRow(ctx, fmt.Sprintf("select count(distinct id) from %s where pair = $1", m.own("bluegreen_stuck")), p.N).Scan(&n)
+	if err != nil {
+		return 0, fmt.Errorf("look for what table %s refuses: %w", p.table(p.Active.other()), err)
+	}
+	return n, nil
 }
 
 // drainRate is how many entries are drained in a second, on modest hardware: for estimates.

@@ -228,7 +228,12 @@ func (m *Migration) setTriggers(ctx context.Context, tx pgx.Tx, p Pair, to Side)
 	if err := runListed(ctx, tx, silenceSQL, p.oid(p.Active), after.table(p.Active), triggerPrefix); err != nil {
 		return err
 	}
-	return runListed(ctx, tx, fmt.Sprintf(reviveSQL, remembered), p.oid(to), after.table(to), triggerPrefix, p.N)
+	return revive(ctx, tx, after, to, remembered)
+}
+
+// revive gives the application's triggers of a side the state that they had when it was active.
+func revive(ctx context.Context, tx pgx.Tx, p Pair, side Side, remembered string) error {
+	return runListed(ctx, tx, fmt.Sprintf(reviveSQL, remembered), p.oid(side), p.table(side), triggerPrefix, p.N)
 }
 
 // runListed runs the statements that a query writes.

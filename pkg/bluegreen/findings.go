@@ -173,7 +173,7 @@ const acceptedSQL = `select retention, accepted from %s where n = $1`
 // Findings lists what stands now, of all tables: counts are made anew, by one scan of each blue table.
 func (m *Migration) Findings(ctx context.Context) (list []Finding, err error) {
 	err = m.reading(ctx, func(tx pgx.Tx) error {
-		pairs, err := readPairs(ctx, tx, m.cfg.Schema)
+		pairs, err := capturedPairs(ctx, tx, m.cfg.Schema)
 		for _, p := range pairs {
 			found, err := m.pairFindings(ctx, tx, p)
 			if err != nil {

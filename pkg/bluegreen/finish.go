@@ -2,11 +2,9 @@ package bluegreen
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Finish ends the migration with green active: the capture ends, retention is resumed, and where drop is set the old tables are
@@ -43,12 +41,10 @@ func (m *Migration) finish(ctx context.Context, tx pgx.Tx, p Pair, drop, last bo
 	}
 	if drop {
 		if err := dropSide(ctx, tx, p, Blue); err != nil {
-			var fault *pgconn.PgError
-			if errors.As(err, &fault) && fault.Code == "2BP01" {
-				return fmt.Errorf("drop the old table: %w: %s: drop these, or make them anew for the new table, or finish without --drop", err, fault.Detail)
-			}
-			return fmt.Errorf("drop the old table: %w", err)
+			return fmt.Errorf("drop the old table, without which finish can do: %w", err)
 		}
+	} else if err := revive(ctx, tx, p, Blue, m.own("bluegreen_trigger")); err != nil {
+		return fmt.Errorf("enable the triggers of the old table: %w", err)
 	}
 	if err := m.dropCapture(ctx, tx, p); err != nil {
 		return err

@@ -51,10 +51,13 @@ func TestStatementTimeoutOfTheRole(t *testing.T) {
 	y.alike("orders", "orders_new")
 }
 
-// A column may be called like what a query of verify's calls the row.
+// A column may be called like what a query of ours calls something.
 func TestVerifyLooksAtAllColumns(t *testing.T) {
 	t.Parallel()
 	y := newYard(t, plain+"alter table orders add t int default 1, add b int default 2, add g int default 3, add l int default 4, add s int default 5, add x int default 6, add day int, add row text, add side text")
+	for _, name := range strings.Fields("i k a p o r d c n seq key entry alike rewritten fixed taken finding plenum_old plenum_new") {
+		y.exec("alter table orders add " + name + " int default 7")
+	}
 	y.init("orders")
 	y.sync()
 	y.exec("begin; set local plenum_bluegreen.applying = 'on'; update orders_new set state = 'wrong' where id = 3; commit")
@@ -65,7 +68,10 @@ func TestVerifyLooksAtAllColumns(t *testing.T) {
 	y.swap(bluegreen.Green)
 	y.exec("update orders set t = null, b = null, g = null, l = null, s = null, x = null where id = 4")
 	y.swap(bluegreen.Blue)
+	y.exec("update orders set i = 8, k = 9 where id < 50; update orders set at = at + interval '1 day' where id = 60; delete from orders where id = 61")
+	y.sync()
 	y.alike("orders", "orders_new")
+	y.is("7", "select count(*) from orders_new where i = 8 and id > 42")
 }
 
 func (y *yard) refusedAs(what, word string, err error) {
@@ -83,6 +89,13 @@ func TestPassiveSideIsDropped(t *testing.T) {
 	y.init("orders")
 	y.sync()
 	y.exec("drop table orders_new; create table orders_new ()")
+	if s, err := y.m.Status(y.ctx); err != nil || len(s.Blocked) != 1 || !strings.Contains(s.Blocked[0], "abort ends") {
+		t.Errorf("status: blocked %q, %v", s.Blocked, err)
+	}
+	_, err := y.m.Verify(y.ctx)
+	y.refusedAs("verify", "abort ends", err)
+	_, err = y.m.Init(y.ctx, bluegreen.InitOptions{Tables: []string{"orders"}, Key: "at", ID: "id"})
+	y.refusedAs("init", "abort ends", err)
 	y.refusedAs("sync", "abort ends", y.m.Sync(y.ctx, bluegreen.SyncOptions{}))
 	if err := y.m.Abort(y.ctx); err != nil {
 		t.Errorf("abort: %v", err)
@@ -93,7 +106,7 @@ func TestPassiveSideIsDropped(t *testing.T) {
 	y.sync()
 	y.swap(bluegreen.Green)
 	y.exec("drop table orders_old; insert into orders (id, at) values (1000, now())")
-	_, err := y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{SkipVerify: true})
+	_, err = y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{SkipVerify: true})
 	y.refusedAs("rollback", "finish ends", err)
 	if err := y.m.Finish(y.ctx, true); err != nil {
 		t.Errorf("finish: %v", err)
@@ -238,6 +251,9 @@ func TestFinishNamesWhatIsInTheWay(t *testing.T) {
 	y := newYard(t, plain)
 	y.init("orders")
 	y.sync()
+	y.exec("create function early() returns bigint begin atomic select count(*) from orders_new; end")
+	y.refusedAs("abort", "function early() depends on table orders_new", y.m.Abort(y.ctx))
+	y.exec("drop function early")
 	y.swap(bluegreen.Green)
 	y.exec("create view late as select * from orders_old")
 	y.refusedAs("finish", "view late depends on table orders_old", y.m.Finish(y.ctx, true))

@@ -130,17 +130,26 @@ func (m *Migration) plant(ctx context.Context, tx pgx.Tx, targets []target, acce
 	return nil
 }
 
+// lookSQL: a table with our triggers is of another schema's migration.
+const lookSQL = `
+select c.oid is not null, coalesce(has_table_privilege(c.oid, 'select'), false), to_regclass($2) is not null or to_regclass($3) is not null,
+       coalesce((select min(n.nspname) from pg_trigger g join pg_proc f on f.oid = g.tgfoid join pg_namespace n on n.oid = f.pronamespace
+         where g.tgrelid = c.oid and starts_with(g.tgname, $4)), '')
+  from to_regclass($1) c (oid)`
+
 // look reads one table under ACCESS SHARE, and refuses it where no green can be made.
 func (m *Migration) look(ctx context.Context, tx pgx.Tx, t target, accept []string) (s shape, found []Finding, err error) {
 	var there, readable, taken bool
-	err = tx.QueryRow(ctx, "select c.oid is not null, coalesce(has_table_privilege(c.oid, 'select'), false), to_regclass($2) is not null or to_regclass($3) is not null from to_regclass($1) c (oid)",
-		t.quoted(), pgx.Identifier{t.Schema, passiveName(t.Name, Green)}.Sanitize(), pgx.Identifier{t.Schema, passiveName(t.Name, Blue)}.Sanitize()).
-		Scan(&there, &readable, &taken)
+	var of string
+	err = tx.QueryRow(ctx, lookSQL, t.quoted(), pgx.Identifier{t.Schema, passiveName(t.Name, Green)}.Sanitize(), pgx.Identifier{t.Schema, passiveName(t.Name, Blue)}.Sanitize(), triggerPrefix).
+		Scan(&there, &readable, &taken, &of)
 	switch {
 	case err != nil:
 		return s, nil, fmt.Errorf("look for table %s: %w", t.quoted(), err)
 	case !there:
 		return s, nil, fmt.Errorf("there is no table %s", t.quoted())
+	case of != "":
+		return s, nil, fmt.Errorf("%s is of a migration that is under way in schema %q: finish or abort that one first, with database.schema set to it", t.quoted(), of)
 	case taken:
 		return s, nil, fmt.Errorf("%q or %q is there already in schema %q, and the other side of %s needs the names: rename it, or drop it",
 			passiveName(t.Name, Green), passiveName(t.Name, Blue), t.Schema, t.quoted())
@@ -224,6 +233,9 @@ func (m *Migration) resume(ctx context.Context, conn *pgx.Conn, targets []target
 	}
 	var found []Finding
 	for _, p := range pairs {
+		if err := m.placed(ctx, conn, p); err != nil {
+			return err
+		}
 		err := m.reading(ctx, func(tx pgx.Tx) error {
 			list, err := m.pairFindings(ctx, tx, p)
 			found = append(found, list...)

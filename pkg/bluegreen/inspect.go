@@ -106,7 +106,7 @@ select c.oid, c.relkind::text, c.relpersistence::text, pg_get_userbyid(c.relowne
        coalesce(t.spcname, ''), c.relreplident::text,
        coalesce((select l.reloptions from pg_class l where l.oid = case when c.relkind = 'r' then c.oid else
          (select max(r.relid::oid) from pg_partition_tree(c.oid) r where r.isleaf) end), '{}'),
-       coalesce(format_type(k.atttypid, null), ''), coalesce(case when it.typnamespace = 'pg_catalog'::regnamespace then format_type(i.atttypid, i.atttypmod)
+       coalesce(format_type(k.atttypid, null), ''), coalesce(case when it.oid is null then '' when it.typnamespace = 'pg_catalog'::regnamespace then format_type(i.atttypid, i.atttypmod)
          else format('%s.%I', it.typnamespace::regnamespace, it.typname) end, ''),
        coalesce(i.attnotnull, false), coalesce(k.attgenerated <> '', false), now()
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
@@ -116,9 +116,12 @@ select c.oid, c.relkind::text, c.relpersistence::text, pg_get_userbyid(c.relowne
   left join pg_type it on it.oid = i.atttypid
  where n.nspname = $1 and c.relname = $2`
 
+// spanMark tells spanSQL in pg_stat_statements from the application's.
+const spanMark = "/* plenum bluegreen */"
+
 // spanSQL is one pass over the table. A key is compared as timestamptz in UTC, whether it is that or a date.
 const spanSQL = `
-select count(*), count(*) filter (where %[1]s is null), count(*) filter (where not isfinite(%[1]s)),
+select ` + spanMark + ` count(*), count(*) filter (where %[1]s is null), count(*) filter (where not isfinite(%[1]s)),
        min(%[1]s::timestamptz) filter (where isfinite(%[1]s) and ($1::timestamptz is null or %[1]s >= $1) and %[1]s < $2::timestamptz),
        count(*) filter (where isfinite(%[1]s) and %[1]s < $1::timestamptz), count(*) filter (where isfinite(%[1]s) and %[1]s >= $2::timestamptz)
   from %[2]s`

@@ -59,7 +59,7 @@ func shortened(sql string) string {
 // until the next one, or those remembered where it is nil; and of pg_stat_statements, where it is installed, those that take most of the
 // time. A workload with a statement that the active side refuses is refused, and the one before stays.
 func (m *Migration) Plans(ctx context.Context, workload []byte) ([]PlanFinding, error) {
-	pairs, err := readPairs(ctx, m.cfg.Pool, m.cfg.Schema)
+	pairs, err := capturedPairs(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
 		return nil, err
 	}
@@ -170,12 +170,19 @@ func (x *explainer) judge(ctx context.Context, s statement) (v verdict, err erro
 	return v, nil
 }
 
+// throughDo: a plan through a plain view is the planner's for the table itself.
+const throughDo = "name the table in the place of the view, as the view does; a plain view follows a swap"
+
 // compare tells what blue's plan goes by and green's does not.
 func (x *explainer) compare(s statement, blue, green reading) (list []PlanFinding) {
 	tell := func(table, missing, do string, fatal bool) {
 		list = append(list, PlanFinding{Table: table, Statement: s.text, Missing: missing, Do: do, Fatal: fatal})
 	}
-	if len(blue.touched) == 0 {
+	switch {
+	case len(blue.touched) > 0:
+	case len(green.touched) > 0: // of a view that follows: what it reads is the active side
+		tell(x.table(green.touched), "it reaches the new table through a view or a function, so that nothing was compared", throughDo, false)
+	default:
 		tell("", "it names no table of the migration, so that nothing was compared", "leave it out, or name the table", false)
 	}
 	for i, p := range x.pairs {
@@ -185,7 +192,7 @@ func (x *explainer) compare(s statement, blue, green reading) (list []PlanFindin
 		case s.only(p):
 			tell(name, "it says ONLY, and the new table has no row but in its partitions", "take ONLY out of it", true)
 		case !green.touched[i]:
-			tell(name, "it reaches the old table also after a swap, through a view or a function, so that nothing was compared", "explain it again when that is made anew", false)
+			tell(name, "it reaches the old table through a view or a function, so that nothing was compared", throughDo, false)
 		case blue.bare[i] && !slices.ContainsFunc(blue.needs, func(n need) bool { return n.pair == i }):
 			tell(name, "both sides are read whole, or by a BRIN index", "nothing, if that is meant", false)
 		}

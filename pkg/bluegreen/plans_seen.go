@@ -139,11 +139,11 @@ func (x *explainer) ofApplication(s statement) bool {
 	if len(s.mentions(x.pairs)) == 0 || !slices.Contains([]string{"select", "insert", "update", "delete", "merge", "with", "values", "table"}, s.verb()) {
 		return false
 	}
+	if strings.Contains(s.text, spanMark) {
+		return false
+	}
 	ours := []string{}
 	for _, p := range x.pairs {
-		if strings.TrimSpace(s.text) == strings.TrimSpace(fmt.Sprintf(spanSQL, p.key(), p.table(p.Active))) {
-			return false
-		}
 		ours = append(ours, passiveName(p.Name, Blue), passiveName(p.Name, Green))
 	}
 	return !slices.ContainsFunc(s.tokens, func(t token) bool {

@@ -207,6 +207,8 @@ func TestImpossible(t *testing.T) {
 		"no table":      {"", "nothing", "no table"},
 		"a view":        {"create view v as select * from orders", "v", "is no table"},
 		"no key":        {"alter table orders rename at to moment", "orders", "no column \"at\""},
+		"no id":         {"alter table orders rename id to number", "orders", "no column \"id\""},
+		"a view of all": {"create view v as select state from orders", "v", "is no table"},
 		"local time":    {"alter table orders alter at type timestamp", "orders", "alter column \"at\" type timestamptz"},
 		"null id":       {"alter table orders drop constraint orders_pkey, alter id drop not null", "orders", "set not null"},
 		"no index":      {"alter table orders drop constraint orders_pkey", "orders", "create index concurrently"},

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 const placedSQL = `select coalesce(to_regclass($1)::oid = $2, false)`
@@ -37,7 +38,12 @@ select format('drop table %I.%I', n.nspname, c.relname) from pg_class c join pg_
  where c.oid = $1 and c.relkind in ('r', 'p')`
 
 func dropSide(ctx context.Context, tx pgx.Tx, p Pair, side Side) error {
-	return runListed(ctx, tx, dropSQL, p.oid(side))
+	err := runListed(ctx, tx, dropSQL, p.oid(side))
+	var fault *pgconn.PgError
+	if errors.As(err, &fault) && fault.Code == "2BP01" {
+		return fmt.Errorf("%w: %s: drop these, or make them anew for the other table", err, fault.Detail)
+	}
+	return err
 }
 
 // toldSQL is what an application can tell a table by, a line each, that may change while a migration is under way. Checks and not-null are not
@@ -103,7 +109,7 @@ func (m *Migration) drift(ctx context.Context, db queryer, p Pair) (fault string
 
 // undrifted refuses where the sides are not of one shape any more.
 func (m *Migration) undrifted(ctx context.Context) error {
-	pairs, err := readPairs(ctx, m.cfg.Pool, m.cfg.Schema)
+	pairs, err := capturedPairs(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
 		return err
 	}

@@ -73,7 +73,7 @@ type queryer interface {
 
 const pairsSQL = `
 select n, table_schema, table_name, key_column, id_column, id_type, blue, green, active, low, high,
-       copy_relation, copy_file, copy_page, copy_rows, copied, c.key_type, c.written, c.fixed, c.settable
+       copy_relation, copy_file, copy_page, copy_rows, copied, captured_at is not null, c.key_type, c.written, c.fixed, c.settable
   from %s p
  cross join lateral (select coalesce(max(format_type(a.atttypid, null)) filter (where a.attname = p.key_column), '') as key_type,
          coalesce(array_agg(a.attname::text order by a.attnum) filter (where a.attgenerated = ''), '{}') as written,
@@ -104,7 +104,7 @@ func readPairs(ctx context.Context, db queryer, schema string) ([]Pair, error) {
 	pairs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p Pair, err error) {
 		c := &p.Cursor
 		err = row.Scan(&p.N, &p.Schema, &p.Name, &p.Key, &p.ID, &p.IDType, &p.Blue, &p.Green, &p.Active, &p.Low, &p.High,
-			&c.Relation, &c.File, &c.Page, &c.Rows, &c.Done, &p.KeyType, &p.Columns, &p.Fixed, &p.Settable)
+			&c.Relation, &c.File, &c.Page, &c.Rows, &c.Done, &p.captured, &p.KeyType, &p.Columns, &p.Fixed, &p.Settable)
 		p.Low, p.High = p.Low.UTC(), p.High.UTC()
 		return p, err
 	})
@@ -117,12 +117,32 @@ func readPairs(ctx context.Context, db queryer, schema string) ([]Pair, error) {
 	return pairs, nil
 }
 
+// capturedPairs is readPairs for all commands but those that mend an Init that was interrupted.
+func capturedPairs(ctx context.Context, db queryer, schema string) ([]Pair, error) {
+	pairs, err := readPairs(ctx, db, schema)
+	for _, p := range pairs {
+		if !p.captured {
+			return nil, fmt.Errorf("init was interrupted before it captured changes of %s: give the same init again, or abort", p.table(p.Active))
+		}
+	}
+	return pairs, err
+}
+
 // logTable is the pair's log, quoted.
 func (m *Migration) logTable(p Pair) string {
 	return pgx.Identifier{m.cfg.Schema, fmt.Sprintf("bluegreen_log_%d", p.N)}.Sanitize()
 }
 
-// exclusive runs do on one connection while this process alone has the migration's lock.
+// busyWait is for a sync that follows: it pauses between two rounds.
+const busyWait = 10 * time.Second
+
+// holderSQL is who has the migration's lock.
+const holderSQL = `
+select format('pid %s (%s)', a.pid, a.application_name) from pg_locks l join pg_stat_activity a using (pid)
+ where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.database = (select oid from pg_database where datname = current_database())
+   and l.classid::bigint << 32 | l.objid::bigint = `
+
+// exclusive runs do on one connection while this process alone has the migration's lock, for which it waits as long as busyWait.
 func (m *Migration) exclusive(ctx context.Context, do func(conn *pgx.Conn) error) error {
 	const key = `hashtextextended('plenum bluegreen ' || $1, 0)`
 	pooled, err := m.cfg.Pool.Acquire(ctx)
@@ -131,12 +151,24 @@ func (m *Migration) exclusive(ctx context.Context, do func(conn *pgx.Conn) error
 	}
 	defer pooled.Release()
 	conn := pooled.Conn()
-	var held bool
-	if err := conn.QueryRow(ctx, "select pg_try_advisory_lock("+key+")", m.cfg.Schema).Scan(&held); err != nil {
-		return fmt.Errorf("take the migration's lock: %w", err)
-	}
-	if !held {
-		return ErrBusy
+	for deadline := time.Now().Add(busyWait); ; {
+		var held bool
+		if err := conn.QueryRow(ctx, "select pg_try_advisory_lock("+key+")", m.cfg.Schema).Scan(&held); err != nil {
+			return fmt.Errorf("take the migration's lock: %w", err)
+		}
+		if held {
+			break
+		}
+		if time.Now().After(deadline) {
+			var who string
+			if err := conn.QueryRow(ctx, holderSQL+key, m.cfg.Schema).Scan(&who); err != nil {
+				return ErrBusy // it has gone just now
+			}
+			return fmt.Errorf("%w: %s; wait for it to end, or stop it", ErrBusy, who)
+		}
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return err
+		}
 	}
 	err = do(conn)
 	ending, done := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)

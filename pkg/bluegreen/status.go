@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"plenum/pkg/partman"
 )
 
 // Status is where a migration stands.
@@ -47,8 +49,9 @@ type TableStatus struct {
 
 // Status looks, without a lock, and writes nothing.
 func (m *Migration) Status(ctx context.Context) (s Status, err error) {
+	lost := false // a side is not where it was
 	err = m.reading(ctx, func(tx pgx.Tx) error {
-		pairs, err := readPairs(ctx, tx, m.cfg.Schema)
+		pairs, err := capturedPairs(ctx, tx, m.cfg.Schema)
 		if err != nil {
 			return err
 		}
@@ -60,7 +63,11 @@ func (m *Migration) Status(ctx context.Context) (s Status, err error) {
 			}
 			s.Tables = append(s.Tables, t)
 			s.Rollback.Entries += t.Entries
-			s.Blocked = append(s.Blocked, t.blocked()...)
+			s.Blocked = append(s.Blocked, t.Blocked()...)
+			if err := m.placed(ctx, tx, p); err != nil {
+				s.Blocked, lost = append(s.Blocked, err.Error()), true
+				continue
+			}
 			fault, err := m.drift(ctx, tx, p)
 			if err != nil {
 				return err
@@ -84,7 +91,7 @@ func (m *Migration) Status(ctx context.Context) (s Status, err error) {
 		return s, err
 	}
 	s.Rollback.Drain, s.Rollback.Locked = drainTime(s.Rollback.Entries), m.cfg.Budget
-	if s.Active == Blue {
+	if s.Active == Blue && !lost {
 		found, err := m.Findings(ctx)
 		if err != nil {
 			return s, err
@@ -97,9 +104,25 @@ func (m *Migration) Status(ctx context.Context) (s Status, err error) {
 	return s, nil
 }
 
+// Tables is the part of Status that takes no time.
+func (m *Migration) Tables(ctx context.Context) (list []TableStatus, err error) {
+	err = m.reading(ctx, func(tx pgx.Tx) error {
+		pairs, err := capturedPairs(ctx, tx, m.cfg.Schema)
+		for _, p := range pairs {
+			t, err := m.tableStatus(ctx, tx, p)
+			if err != nil {
+				return err
+			}
+			list = append(list, t)
+		}
+		return err
+	})
+	return list, err
+}
+
 func (m *Migration) tableStatus(ctx context.Context, tx pgx.Tx, p Pair) (t TableStatus, err error) {
 	t = TableStatus{
-		Table: p.Schema + "." + p.Name, Passive: p.Schema + "." + p.name(p.Active.other()), Low: p.Low, High: p.High,
+		Table: partman.FormatName(p.Schema, p.Name), Passive: partman.FormatName(p.Schema, p.name(p.Active.other())), Low: p.Low, High: p.High,
 		Copied: p.Cursor.Done, Rows: p.Cursor.Rows, aside: m.aside(p),
 	}
 	if t.Entries, err = m.entries(ctx, tx, p); err != nil {
@@ -115,7 +138,8 @@ func (m *Migration) tableStatus(ctx context.Context, tx pgx.Tx, p Pair) (t Table
 	return t, err
 }
 
-func (t TableStatus) blocked() (list []string) {
+// Blocked is what stops a swap of this table, of what the status tells.
+func (t TableStatus) Blocked() (list []string) {
 	if !t.Copied {
 		list = append(list, fmt.Sprintf("%s is not copied completely", t.Table))
 	}

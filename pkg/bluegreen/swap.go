@@ -60,7 +60,7 @@ func (e *UnacceptedError) Error() string {
 }
 
 // Swap makes a side the active one of all tables, in one transaction: a swap where it is green, a rollback where it is blue. Where
-// it is so already, it says so. It waits for another command to finish, as long as busyWait.
+// it is so already, it says so.
 func (m *Migration) Swap(ctx context.Context, to Side, o SwapOptions) (s Swapped, err error) {
 	if to != Blue && to != Green {
 		return s, fmt.Errorf("side %q: blue or green is needed", to)
@@ -81,25 +81,15 @@ func (m *Migration) Swap(ctx context.Context, to Side, o SwapOptions) (s Swapped
 			return s, err
 		}
 	}
-	for deadline := time.Now().Add(busyWait); ; {
-		err = m.exclusive(ctx, func(conn *pgx.Conn) (err error) {
-			s, err = m.swap(ctx, conn, to)
-			return err
-		})
-		if !errors.Is(err, ErrBusy) || time.Now().After(deadline) {
-			return s, err
-		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
-			return s, err
-		}
-	}
+	err = m.exclusive(ctx, func(conn *pgx.Conn) (err error) {
+		s, err = m.swap(ctx, conn, to)
+		return err
+	})
+	return s, err
 }
 
-// busyWait is for a sync that follows: it pauses between two rounds.
-const busyWait = 10 * time.Second
-
 func (m *Migration) already(ctx context.Context, to Side) (Swapped, error) {
-	pairs, err := readPairs(ctx, m.cfg.Pool, m.cfg.Schema)
+	pairs, err := capturedPairs(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
 		return Swapped{}, err
 	}
@@ -116,7 +106,7 @@ func (m *Migration) verified(ctx context.Context, to Side) error {
 
 // swap is Swap for who has the migration's lock.
 func (m *Migration) swap(ctx context.Context, conn *pgx.Conn, to Side) (Swapped, error) {
-	pairs, err := readPairs(ctx, conn, m.cfg.Schema)
+	pairs, err := capturedPairs(ctx, conn, m.cfg.Schema)
 	if err != nil {
 		return Swapped{}, err
 	}
@@ -224,7 +214,7 @@ const turns = 100
 // shorten drains the logs as far as can be without a lock: all of them in turn, since each grows while the others are drained, until all are
 // short and a turn finds about as much as the one before. A table that was truncated is copied again, which is short work.
 func (m *Migration) shorten(ctx context.Context, conn *pgx.Conn, pairs []Pair) error {
-	s := &syncing{m: m, begun: time.Now()}
+	s := m.syncing(SyncOptions{})
 	for _, p := range pairs {
 		if err := s.pair(ctx, conn, p); err != nil {
 			return err

@@ -4,9 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"go.uber.org/zap"
+
+	"plenum/pkg/partman"
 )
 
 // SyncOptions say how Sync works.
@@ -30,26 +37,46 @@ type Progress struct {
 	PerSecond float64       `json:"rate"`    // rows, since Sync began
 	ETA       time.Duration `json:"eta"`     // of the copy, in ns; 0 where it cannot be told
 	Entries   int64         `json:"entries"` // in the log, about
+	Refused   int64         `json:"refused"` // ids that the passive side does not take: Status says why
 	Waiting   string        `json:"waiting"` // what the copy is held for; empty where it is not
 }
 
 const followPause = 500 * time.Millisecond
 
+// refusedPause is how long a Sync that follows lets ids rest that were refused.
+const refusedPause = time.Minute
+
 // Sync copies what is not copied yet, then drains each log until it is short. It can be killed and called again at any time.
 func (m *Migration) Sync(ctx context.Context, o SyncOptions) error {
-	s := &syncing{m: m, o: o, begun: time.Now()}
-	for {
+	s := m.syncing(o)
+	for worked, lost := false, false; ; {
 		err := m.exclusive(ctx, func(conn *pgx.Conn) error { return s.round(ctx, conn) })
 		if !o.Follow {
 			return err
 		}
-		if err != nil && !errors.Is(err, ErrBusy) && !errors.Is(err, errOutrun) {
+		switch {
+		case err == nil || errors.Is(err, ErrBusy) || errors.Is(err, errOutrun):
+			worked, lost = true, false
+		case !worked || !disconnected(err) || ctx.Err() != nil:
 			return err
+		case !lost:
+			lost = true
+			m.cfg.Log.Warn("blue/green: the connection is lost, trying again", zap.Error(err))
 		}
 		if err := pause(ctx, followPause); err != nil {
 			return err
 		}
 	}
+}
+
+// disconnected says that the server may be there again soon, and would not have refused the work itself.
+func disconnected(err error) bool {
+	if state := sqlState(err); state != "" {
+		return strings.HasPrefix(state, "08") || strings.HasPrefix(state, "57P0")
+	}
+	var network net.Error
+	var connect *pgconn.ConnectError
+	return errors.As(err, &connect) || errors.As(err, &network) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || pgconn.SafeToRetry(err)
 }
 
 type syncing struct {
@@ -58,6 +85,12 @@ type syncing struct {
 	begun time.Time
 	rows  int64 // copied by this process
 	total int64
+	// rest is until when ids of each pair are not tried again that were refused.
+	rest map[int]time.Time
+}
+
+func (m *Migration) syncing(o SyncOptions) *syncing {
+	return &syncing{m: m, o: o, begun: time.Now(), rest: map[int]time.Time{}}
 }
 
 func (s *syncing) round(ctx context.Context, conn *pgx.Conn) error {
@@ -75,7 +108,7 @@ func (s *syncing) round(ctx context.Context, conn *pgx.Conn) error {
 
 // prepare sees that both sides are there, all is captured and each scope as wide as it can be, and reads the pairs.
 func (m *Migration) prepare(ctx context.Context, conn *pgx.Conn) ([]Pair, error) {
-	pairs, err := readPairs(ctx, conn, m.cfg.Schema)
+	pairs, err := capturedPairs(ctx, conn, m.cfg.Schema)
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +120,7 @@ func (m *Migration) prepare(ctx context.Context, conn *pgx.Conn) ([]Pair, error)
 	if err := m.ensureCapture(ctx, conn); err != nil {
 		return nil, err
 	}
-	return readPairs(ctx, conn, m.cfg.Schema)
+	return capturedPairs(ctx, conn, m.cfg.Schema)
 }
 
 // restarts bounds how often one Sync copies a table from the start because it was rewritten or truncated meanwhile.
@@ -125,7 +158,7 @@ func (s *syncing) pair(ctx context.Context, conn *pgx.Conn, p Pair) error {
 		if err := s.m.analyzeFresh(ctx, conn, p); err != nil {
 			return err
 		}
-		err = s.m.settle(ctx, conn, p, s.m.cfg.Tail, func() error { return s.report(ctx, conn, p, "") })
+		err = s.settle(ctx, conn, p)
 		if !errors.Is(err, errRewritten) {
 			return err
 		}
@@ -220,8 +253,12 @@ func (s *syncing) report(ctx context.Context, conn *pgx.Conn, p Pair, waiting st
 	if err != nil {
 		return err
 	}
+	refused, err := s.m.refusedIDs(ctx, conn, p)
+	if err != nil {
+		return err
+	}
 	r := Progress{
-		Table: p.Schema + "." + p.Name, Copied: p.Cursor.Done, Rows: p.Cursor.Rows, Total: s.total, Entries: entries, Waiting: waiting,
+		Table: partman.FormatName(p.Schema, p.Name), Copied: p.Cursor.Done, Rows: p.Cursor.Rows, Total: s.total, Entries: entries, Refused: refused, Waiting: waiting,
 		PerSecond: float64(s.rows) / time.Since(s.begun).Seconds(),
 	}
 	if left := r.Total - r.Rows; left > 0 && !r.Copied && s.rows > 0 {

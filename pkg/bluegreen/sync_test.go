@@ -3,9 +3,13 @@ package bluegreen_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"plenum/internal/devenv/devtest"
 	"plenum/pkg/bluegreen"
 )
 
@@ -280,6 +284,24 @@ func TestRefusedRowStopsASwapAndNothingElse(t *testing.T) {
 	y.exec("update orders set state = 'odd' where id = 5")
 	y.sync()
 	y.is("338", "select count(*) from orders_new")
+	following, cancel := cancelable(y)
+	refused, rounds := int64(0), 0
+	tried := func() string { return y.text("select string_agg(at::text, ' ' order by id) from bluegreen_stuck") }
+	first := ""
+	err := y.m.Sync(following, bluegreen.SyncOptions{Follow: true, Progress: func(p bluegreen.Progress) {
+		if rounds++; rounds == 12 {
+			first = tried()
+		}
+		if refused = p.Refused; rounds == 16 {
+			cancel()
+		}
+	}})
+	if err == nil || refused != 3 {
+		t.Errorf("a sync that follows: %d ids refused, %v", refused, err)
+	}
+	if now := tried(); now != first {
+		t.Errorf("ids that are refused are tried again each time: at %s, at %s", first, now)
+	}
 	st, err := y.m.Status(y.ctx)
 	if err != nil || len(st.Tables[0].Stuck) != 3 || len(st.Blocked) != 4 || !strings.Contains(st.Blocked[3], "orders_aside") || !strings.Contains(st.Blocked[0], "odd") {
 		t.Errorf("status %+v, %v", st, err)
@@ -401,11 +423,37 @@ func TestSyncFollowsAndLetsASwapIn(t *testing.T) {
 	y.sync()
 	ctx, cancel := cancelable(y)
 	done := make(chan error, 1)
-	go func() { done <- y.m.Sync(ctx, bluegreen.SyncOptions{Follow: true}) }()
+	cfg, err := pgxpool.ParseConfig(y.url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.ConnConfig.RuntimeParams["application_name"] = "follower"
+	cfg.MaxConns = 3
+	pool, err := pgxpool.NewWithConfig(y.ctx, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	m, err := bluegreen.New(bluegreen.Config{Pool: pool, Schema: "public"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { done <- m.Sync(ctx, bluegreen.SyncOptions{Follow: true}) }()
 	for _, to := range []bluegreen.Side{bluegreen.Green, bluegreen.Blue, bluegreen.Green} {
 		y.exec("insert into orders (id, at) select 1 + max(id), now() from orders")
 		y.swap(to)
 	}
+	// Its connection is lost, and the server there again.
+	if y.text("select count(*) from pg_stat_activity, lateral pg_terminate_backend(pid) where application_name = 'follower'") == "0" {
+		t.Error("nobody follows")
+	}
+	y.exec("insert into orders (id, at) select 1 + max(id), now() from orders")
+	devtest.Eventually(t, func() error {
+		if n := y.text("select " + fmt.Sprintf(apart, "orders", "orders_old")); n != "0" {
+			return fmt.Errorf("%s rows are not carried over", n)
+		}
+		return nil
+	})
 	cancel()
 	if err := <-done; err == nil || ctx.Err() == nil {
 		t.Errorf("sync ended: %v", err)

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"plenum/pkg/partman"
 )
 
 // Difference is a day of which both sides have other rows, of ids that are in no log.
@@ -59,7 +61,7 @@ select * from (
 // Verify compares both sides, day by day, in one snapshot, but for ids that are in the log or that the passive side refuses, of which
 // Status tells. It reads each of them once, and writes nothing.
 func (m *Migration) Verify(ctx context.Context) (list []Difference, err error) {
-	pairs, err := readPairs(ctx, m.cfg.Pool, m.cfg.Schema)
+	pairs, err := capturedPairs(ctx, m.cfg.Pool, m.cfg.Schema)
 	if err != nil {
 		return nil, err
 	}
@@ -74,11 +76,16 @@ func (m *Migration) Verify(ctx context.Context) (list []Difference, err error) {
 		for _, p := range ordered(pairs) {
 			tables = append(tables, p.table(Blue), p.table(Green))
 		}
+		for _, p := range pairs {
+			if err := m.placed(ctx, conn, p); err != nil {
+				return err
+			}
+		}
 		// A TRUNCATE empties a table in every snapshot: it comes before ours, or waits.
 		if _, err := tx.Exec(ctx, "lock table "+strings.Join(tables, ", ")+" in access share mode"); err != nil {
 			return fmt.Errorf("lock the tables for reading: %w", err)
 		}
-		if pairs, err = readPairs(ctx, tx, m.cfg.Schema); err != nil {
+		if pairs, err = capturedPairs(ctx, tx, m.cfg.Schema); err != nil {
 			return err
 		}
 		for _, p := range pairs {
@@ -108,7 +115,7 @@ func (m *Migration) compare(ctx context.Context, tx pgx.Tx, p Pair) (list []Diff
 		return nil, err
 	}
 	list, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (Difference, error) {
-		d := Difference{Table: p.Schema + "." + p.Name}
+		d := Difference{Table: partman.FormatName(p.Schema, p.Name)}
 		return d, row.Scan(&d.Day, &d.Blue, &d.Green)
 	})
 	if err != nil {

@@ -60,7 +60,11 @@ type Blocker struct {
 }
 
 func (b Blocker) String() string {
-	s := fmt.Sprintf("pid %d (application %q, %s, query age %s)", b.PID, b.Application, b.State, b.QueryAge.Round(time.Millisecond))
+	state := b.State
+	if state == "" {
+		state = "in a state that pg_read_all_stats shows"
+	}
+	s := fmt.Sprintf("pid %d (application %q, %s, query age %s)", b.PID, b.Application, state, b.QueryAge.Round(time.Millisecond))
 	if b.Mode != "" {
 		s += fmt.Sprintf(" with %s on %s", b.Mode, b.Relation)
 	}
