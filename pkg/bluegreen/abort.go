@@ -21,13 +21,7 @@ func (m *Migration) Abort(ctx context.Context) error {
 			}
 		}
 		for n, p := range pairs {
-			err := m.locking(ctx, conn, func(tx pgx.Tx) error {
-				if err := m.uproot(ctx, tx, p); err != nil {
-					return err
-				}
-				return m.forget(ctx, tx, p, n == len(pairs)-1, true)
-			})
-			if err != nil {
+			if err := m.uproot(ctx, conn, p, n == len(pairs)-1); err != nil {
 				return fmt.Errorf("abort the migration of %s: %w", p.table(Blue), err)
 			}
 			m.cfg.Step("aborted one")
@@ -36,18 +30,27 @@ func (m *Migration) Abort(ctx context.Context) error {
 	})
 }
 
-func (m *Migration) uproot(ctx context.Context, tx pgx.Tx, p Pair) error {
-	if err := m.release(ctx, tx, p, Blue); err != nil {
+// uproot takes green away first, which may have many partitions and which nobody waits for, and then the capture: ACCESS EXCLUSIVE on blue, until the commit.
+func (m *Migration) uproot(ctx context.Context, conn *pgx.Conn, p Pair, last bool) error {
+	err := m.locking(ctx, conn, func(tx pgx.Tx) error {
+		if err := m.release(ctx, tx, p, Blue); err != nil {
+			return err
+		}
+		return dropSide(ctx, tx, p, Green)
+	})
+	if err != nil {
 		return err
 	}
-	// ACCESS EXCLUSIVE on blue, until the commit.
-	if err := m.uncapture(ctx, tx, p, Blue); err != nil {
-		return err
-	}
-	if err := dropSide(ctx, tx, p, Green); err != nil {
-		return err
-	}
-	return m.dropCapture(ctx, tx, p)
+	m.cfg.Step("green dropped")
+	return m.locking(ctx, conn, func(tx pgx.Tx) error {
+		if err := m.uncapture(ctx, tx, p.Blue); err != nil {
+			return err
+		}
+		if err := m.dropCapture(ctx, tx, p); err != nil {
+			return err
+		}
+		return m.forget(ctx, tx, p, last, true)
+	})
 }
 
 // forget removes the pair from the state, and the state with the last one; with the policies' table where Init made it and

@@ -87,9 +87,13 @@ func (m *Migration) apply(ctx context.Context, tx pgx.Tx, p Pair, e entries) err
 		return fmt.Errorf("update rows of %d ids in table %s: %w", len(e.ids), passive, err)
 	}
 	m.cfg.Step("rows updated")
-	e = e.without(alike)
-	if len(e.ids) == 0 {
+	if e = e.without(alike); len(e.ids) == 0 {
 		return nil
+	}
+	if p.parted {
+		if e, err = m.moved(ctx, tx, p, e); err != nil {
+			return err
+		}
 	}
 	if err := m.remove(ctx, tx, p, e, low, high); err != nil {
 		return err
@@ -102,6 +106,20 @@ func (m *Migration) apply(ctx context.Context, tx pgx.Tx, p Pair, e entries) err
 	}
 	m.cfg.Step("rows inserted")
 	return nil
+}
+
+const movedSQL = `
+with entry as materialized (select * from %[1]s), gone as materialized (select i from entry where not exists (select from %[2]s o where %[3]s))
+select coalesce(array_agg(i::text), '{}'), coalesce(array_agg(k::text), '{}')
+  from (select i, k from entry union select a.%[4]s, a.%[5]s from gone join %[2]s a on a.%[4]s = gone.i) e`
+
+// moved adds the places of rows that are not where their entry says, which may have gone to another partition unseen.
+func (m *Migration) moved(ctx context.Context, tx pgx.Tx, p Pair, e entries) (all entries, err error) {
+	sql := fmt.Sprintf(movedSQL, p.entry(), p.table(p.Active), p.at("o", "entry"), p.id(), p.key())
+	if err := tx.QueryRow(ctx, sql, e.ids, e.keys).Scan(&all.ids, &all.keys); err != nil {
+		return all, fmt.Errorf("look for where rows of %d ids of table %s went: %w", len(e.ids), p.table(p.Active), err)
+	}
+	return all, nil
 }
 
 // entry is a relation of what parameters 1 and 2 hold.

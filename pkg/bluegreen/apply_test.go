@@ -11,8 +11,8 @@ import (
 const toldSQL = `
 create table told (what text not null, id bigint not null);
 create function tell() returns trigger language plpgsql as $$ begin insert into told values (lower(tg_op), coalesce(new.id, old.id)); return null; end $$;
-create trigger teller after insert or update or delete on orders_new for each row execute function tell();
-alter table orders_new enable always trigger teller`
+create trigger plenum_bluegreen_teller after insert or update or delete on orders_new for each row execute function tell();
+alter table orders_new enable always trigger plenum_bluegreen_teller`
 
 const tellSQL = "select coalesce(string_agg(what || ' ' || id, ', ' order by id, what), '') from told"
 
@@ -52,7 +52,7 @@ func TestRowsAreUpdatedWhereTheyAre(t *testing.T) {
 			union all (select t::text from %[1]s t except all select t::text from orders t)) x`, passive))
 	}
 	same("orders_new")
-	y.exec("drop trigger teller on orders_new; drop table told; drop function tell()")
+	y.exec("drop trigger plenum_bluegreen_teller on orders_new; drop table told; drop function tell(); drop index orders_new_code_at_idx")
 	y.round()
 	y.swap(bluegreen.Green)
 	y.exec("update orders set state = 'y', total = 2 where id < 100; update orders set at = at - interval '1 day' where id between 100 and 120; update orders set id = id + 5000 where id between 130 and 140")

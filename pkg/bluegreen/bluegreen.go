@@ -127,6 +127,7 @@ type Pair struct {
 	Low, High time.Time
 
 	captured bool // Init is complete
+	parted   bool // the active side is partitioned
 
 	// strict is set while a swap to green drains what came since it has looked at the findings.
 	strict bool

@@ -26,9 +26,14 @@ create table if not exists %[1]s (
 revoke all on table %[1]s from public`
 
 // functionSQL writes with its owner's rights: who may write the table need not know of the log. It is one for all triggers of a pair. Where a
-// row was comes before where it is: a key of the passive side may not allow both.
+// row was comes before where it is: a key of the passive side may not allow both. A column may be called like a variable.
 const functionSQL = `
+#variable_conflict use_column
 begin
+	if tg_level = 'ROW' then
+		insert into %[1]s (id, key) values (old.%[2]s, old.%[3]s);
+		return null;
+	end if;
 	case tg_op
 	when 'INSERT' then insert into %[1]s (id, key) select %[2]s, %[3]s from plenum_new;
 	when 'DELETE' then insert into %[1]s (id, key) select %[2]s, %[3]s from plenum_old;
@@ -45,6 +50,13 @@ create or replace trigger plenum_bluegreen_%[1]s after %[1]s on %[2]s %[3]s
 	for each statement when (pg_catalog.current_setting('plenum_bluegreen.applying', true) is distinct from 'on') execute function %[4]s();
 alter table only %[2]s enable always trigger plenum_bluegreen_%[1]s;`
 
+// leavingSQL: a MERGE that moves a row to another partition fires no statement trigger with it, neither for DELETE nor for UPDATE, but this one,
+// also on the partitions. Where the row went the drain finds.
+const leavingSQL = `
+create or replace trigger plenum_bluegreen_leaving after delete on %[1]s
+	for each row when (pg_catalog.current_setting('plenum_bluegreen.applying', true) is distinct from 'on') execute function %[2]s();
+alter table %[1]s enable always trigger plenum_bluegreen_leaving;`
+
 var triggerEvents = []struct{ event, tables string }{
 	{"insert", "referencing new table as plenum_new"},
 	{"update", "referencing old table as plenum_old new table as plenum_new"},
@@ -55,21 +67,22 @@ var triggerEvents = []struct{ event, tables string }{
 // lackingSQL lists the tables of a side, the root first, that do not have all triggers, or whose ids were not logged since they have:
 // the comment on the last trigger says that they were.
 const lackingSQL = `
-select format('%I.%I', n.nspname, c.relname), not x.root, g.triggers = 4
+select format('%I.%I', n.nspname, c.relname), x.root and c.relkind = 'p', g.triggers = 4 + g.leaving
   from (select $1::oid as oid, true as root union all
         select relid::oid, false from pg_partition_tree($1::oid) where relid is not null and relid <> $1::oid) x
   join pg_class c on c.oid = x.oid join pg_namespace n on n.oid = c.relnamespace
- cross join lateral (select count(*) as triggers, count(d.description) filter (where g.tgname = 'plenum_bluegreen_truncate') as noted
+ cross join lateral (select count(*) as triggers, count(d.description) filter (where g.tgname = 'plenum_bluegreen_truncate') as noted,
+         (x.root and c.relkind = 'p')::int as leaving
     from pg_trigger g left join pg_description d on d.classoid = 'pg_trigger'::regclass and d.objoid = g.oid
    where g.tgrelid = c.oid and g.tgenabled = 'A' and g.tgname = any (array['plenum_bluegreen_insert', 'plenum_bluegreen_update',
-         'plenum_bluegreen_delete', 'plenum_bluegreen_truncate'])) g
- where c.relkind in ('r', 'p') and (g.triggers < 4 or g.noted = 0)
+         'plenum_bluegreen_delete', 'plenum_bluegreen_truncate'] || case when x.root and c.relkind = 'p' then array['plenum_bluegreen_leaving'] end)) g
+ where c.relkind in ('r', 'p') and (g.triggers < 4 + g.leaving or g.noted = 0)
  order by not x.root, c.relname`
 
 type uncaptured struct {
 	table    string // quoted
-	leaf     bool
-	triggers bool // they are there, but its ids are not in the log
+	parted   bool   // the root, and a partitioned one
+	triggers bool   // they are there, but its ids are not in the log
 }
 
 func (m *Migration) own(name string) string { return pgx.Identifier{m.cfg.Schema, name}.Sanitize() }
@@ -175,7 +188,7 @@ func (m *Migration) lacking(ctx context.Context, db queryer, p Pair, side Side) 
 		return nil, fmt.Errorf("look at the triggers of table %s: %w", p.table(side), err)
 	}
 	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (t uncaptured, err error) {
-		err = row.Scan(&t.table, &t.leaf, &t.triggers)
+		err = row.Scan(&t.table, &t.parted, &t.triggers)
 		return t, err
 	})
 }
@@ -184,6 +197,9 @@ func (m *Migration) putTriggers(ctx context.Context, tx pgx.Tx, p Pair, t uncapt
 	var sql strings.Builder
 	for _, e := range triggerEvents {
 		fmt.Fprintf(&sql, triggerSQL, e.event, t.table, e.tables, m.function(p))
+	}
+	if t.parted {
+		fmt.Fprintf(&sql, leavingSQL, t.table, m.function(p))
 	}
 	_, err := tx.Exec(ctx, sql.String())
 	return err
@@ -212,6 +228,12 @@ insert into %[1]s (%[2]s) overriding system value
 select %[2]s from %[3]s b where %[4]s >= $1::timestamptz and %[4]s < $2::timestamptz
    and not exists (select from %[1]s g where g.%[5]s = b.%[5]s) and not exists (select from %[6]s l where l.id = b.%[5]s or l.id is null)`
 
+// quietSQL: the application's triggers have seen these rows in blue. A role that may not silence them has them see the rows again, and what they
+// make of the rows is captured.
+const quietSQL = `
+select set_config('plenum_bluegreen.applying', 'off', true);
+select set_config('session_replication_role', 'replica', true) where has_parameter_privilege('session_replication_role', 'set')`
+
 // widen moves the scope's end to where green's partitions end. Blue's rows between were not in the scope. Where blue is active their
 // ids are logged; where green is, it is given the rows: the drain, which then makes blue as green is, would delete them.
 func (m *Migration) widen(ctx context.Context, conn *pgx.Conn, p Pair) error {
@@ -227,6 +249,11 @@ func (m *Migration) widen(ctx context.Context, conn *pgx.Conn, p Pair) error {
 		if high = high.UTC(); !high.After(p.High) {
 			return nil
 		}
+		if p.Active == Green {
+			if _, err := tx.Exec(ctx, quietSQL); err != nil {
+				return err
+			}
+		}
 		if _, err := tx.Exec(ctx, sql, p.High, high); err != nil {
 			return err
 		}
@@ -240,30 +267,15 @@ func (m *Migration) widen(ctx context.Context, conn *pgx.Conn, p Pair) error {
 	return nil
 }
 
-// uncapture takes the triggers, the function and the log of a pair away: ACCESS EXCLUSIVE on both sides.
-func (m *Migration) uncapture(ctx context.Context, tx pgx.Tx, p Pair, sides ...Side) error {
-	for _, side := range sides {
-		rows, err := tx.Query(ctx, capturedSQL, p.oid(side), triggerPrefix)
-		if err != nil {
-			return err
-		}
-		drops, err := pgx.CollectRows(rows, pgx.RowTo[string])
-		if err != nil {
-			return err
-		}
-		for _, sql := range drops {
-			if _, err := tx.Exec(ctx, sql); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+// uncapture takes the triggers away of a table and its partitions: ACCESS EXCLUSIVE on those that have any.
+func (m *Migration) uncapture(ctx context.Context, tx pgx.Tx, table uint32) error {
+	return runListed(ctx, tx, capturedSQL, table, triggerPrefix)
 }
 
 const capturedSQL = `
 select format('drop trigger %I on %I.%I', g.tgname, n.nspname, c.relname)
   from pg_trigger g join pg_class c on c.oid = g.tgrelid join pg_namespace n on n.oid = c.relnamespace
- where starts_with(g.tgname, $2) and not g.tgisinternal
+ where starts_with(g.tgname, $2) and not g.tgisinternal and g.tgparentid = 0
    and (c.oid = $1::oid or c.oid in (select relid::oid from pg_partition_tree($1::oid)))
  order by c.oid <> $1::oid, c.relname, g.tgname`
 
@@ -273,10 +285,10 @@ func (m *Migration) dropCapture(ctx context.Context, tx pgx.Tx, p Pair) error {
 	return err
 }
 
-// session is how this package's transactions see times and rows, whatever is set for the role: what is read under a lock is read after
-// it was got, and a copy takes its time.
+// session is how this package's transactions see times, numbers and rows, whatever is set for the role: what is read under a lock is read after
+// it was got, what is written as text is read as the same value, and a copy takes its time.
 const session = "set transaction isolation level read committed; set local statement_timeout = 0; " +
-	"set local timezone = 'UTC'; set local row_security = off; set local plenum_bluegreen.applying = 'on'"
+	"set local timezone = 'UTC'; set local datestyle = 'ISO'; set local intervalstyle = 'postgres'; set local extra_float_digits = 1; set local row_security = off; set local plenum_bluegreen.applying = 'on'"
 
 // locking runs do in a transaction that waits for no lock longer than LockTimeout, and tries again where it did not get one.
 func (m *Migration) locking(ctx context.Context, conn *pgx.Conn, do func(tx pgx.Tx) error) error {

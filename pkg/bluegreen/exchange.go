@@ -19,7 +19,7 @@ type step struct {
 // early is what a swap does for which nobody else waits: changes of tables of ours and of partman's, and the last turns of the drain, which are
 // the shortest. These need no snapshot of their own: nobody writes the passive sides, and what is written to the active ones meanwhile has entries.
 func (m *Migration) early(ctx context.Context, h *hold, pairs []Pair) error {
-	err := h.steps(ctx, pairs, []step{{"found names", m.findNames}, {"moved policies", m.movePolicies}, {"set active", m.setActive}})
+	err := h.steps(ctx, pairs, []step{{"disabled triggers", disableTriggers}, {"found names", m.findNames}, {"moved policies", m.movePolicies}, {"set active", m.setActive}})
 	if err != nil {
 		return err
 	}
@@ -75,6 +75,13 @@ func (m *Migration) drainTails(ctx context.Context, tx pgx.Tx, pairs []Pair, mos
 			return 0, err
 		}
 		drained += n
+	}
+	// What is deferred would be in the way of what alters the tables, or of the commit.
+	if _, err := tx.Exec(ctx, "set constraints all immediate"); err != nil {
+		if refused(err) {
+			err = fmt.Errorf("%w: %w", errTail, err)
+		}
+		return 0, err
 	}
 	return drained, nil
 }
@@ -209,7 +216,13 @@ select $1, tgname, tgenabled from pg_trigger where tgrelid = $2 and not tgisinte
 
 const silenceSQL = `
 select format('alter table %s disable trigger %I', $2::text, tgname) from pg_trigger
- where tgrelid = $1 and not tgisinternal and not starts_with(tgname, $3) order by tgname`
+ where tgrelid = $1 and tgenabled <> 'D' and not tgisinternal and not starts_with(tgname, $3) order by tgname`
+
+// disableTriggers disables those that somebody has made on the passive side, as on the other one.
+func disableTriggers(ctx context.Context, tx pgx.Tx, p Pair, _ Side) error {
+	passive := p.Active.other()
+	return runListed(ctx, tx, silenceSQL, p.oid(passive), p.table(passive), triggerPrefix)
+}
 
 const reviveSQL = `
 select format('alter table %%s %%s trigger %%I', $2::text,

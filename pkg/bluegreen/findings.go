@@ -76,7 +76,7 @@ select distinct kind, name from (
 
 // words say what a kind means, given the object and the table, and what to do.
 var words = map[string][2]string{
-	"view":           {"view %s reads the old table, also after a swap: another role's, or one with the table's row in a column", "after the swap create it again: create or replace view %[1]s as …"},
+	"view":           {"view %s reads the old table, also after a swap: another role's, one with the table's row in a column, or one that groups by the primary key", "after the swap create it again: create or replace view %[1]s as …"},
 	"matview":        {"materialized view %s reads the old table, also after a swap", "after the swap drop it and create it again"},
 	"rule":           {"rule %s is not on the new table, or refers to the old one", "make a trigger of it, or after the swap create it again"},
 	"function":       {"function %s is bound to the old table or its row type", "after the swap create it again with create or replace function"},

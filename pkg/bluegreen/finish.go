@@ -21,6 +21,9 @@ func (m *Migration) Finish(ctx context.Context, drop bool) error {
 			}
 		}
 		for n, p := range pairs {
+			if err := m.finishLeaves(ctx, conn, p); err != nil {
+				return fmt.Errorf("finish the migration of %s: %w", p.table(Green), err)
+			}
 			err := m.locking(ctx, conn, func(tx pgx.Tx) error { return m.finish(ctx, tx, p, drop, n == len(pairs)-1) })
 			if err != nil {
 				return fmt.Errorf("finish the migration of %s: %w", p.table(Green), err)
@@ -31,13 +34,37 @@ func (m *Migration) Finish(ctx context.Context, drop bool) error {
 	})
 }
 
+const leafSQL = `select relid::oid from pg_partition_tree($1) where isleaf`
+
+// finishLeaves takes the triggers off green's partitions, one after the other, as all together would take long. Until the root loses its own, what is
+// written by its name is captured; where finish is killed here, the next command puts them back.
+func (m *Migration) finishLeaves(ctx context.Context, conn *pgx.Conn, p Pair) error {
+	rows, err := conn.Query(ctx, leafSQL, p.Green)
+	if err != nil {
+		return err
+	}
+	leaves, err := pgx.CollectRows(rows, pgx.RowTo[uint32])
+	if err != nil {
+		return err
+	}
+	for _, leaf := range leaves {
+		if err := m.locking(ctx, conn, func(tx pgx.Tx) error { return m.uncapture(ctx, tx, leaf) }); err != nil {
+			return err
+		}
+	}
+	m.cfg.Step("leaves finished")
+	return nil
+}
+
 func (m *Migration) finish(ctx context.Context, tx pgx.Tx, p Pair, drop, last bool) error {
 	if err := m.release(ctx, tx, p, Green); err != nil {
 		return err
 	}
 	// ACCESS EXCLUSIVE on both, until the commit.
-	if err := m.uncapture(ctx, tx, p, Green, Blue); err != nil {
-		return err
+	for _, side := range []Side{Green, Blue} {
+		if err := m.uncapture(ctx, tx, p.oid(side)); err != nil {
+			return err
+		}
 	}
 	if drop {
 		if err := dropSide(ctx, tx, p, Blue); err != nil {

@@ -2,9 +2,11 @@ package bluegreen_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 
+	"plenum/internal/devenv/devtest"
 	"plenum/pkg/bluegreen"
 )
 
@@ -38,6 +40,153 @@ func TestIsolationOfTheRole(t *testing.T) {
 		y.sync()
 		y.alike("orders", "orders_old")
 	}
+}
+
+// A value is the same wherever it is read, however a role has it written.
+func TestTextsOfTheRole(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, `create table orders (id float8 primary key, at timestamptz not null, state text);
+		insert into orders select i + 0.1 + 0.2, '2026-11-05 12:00+00' from generate_series(0, 20) i`)
+	y.setDefault("datestyle = ''SQL, DMY''")
+	y.setDefault("extra_float_digits = 0")
+	y.init("orders")
+	y.exec("alter table orders_new add constraint odd check (state <> 'odd')")
+	y.exec("insert into orders values (0.1::float8 + 0.7 + 0.1, '2026-11-06 12:00+00', 'odd')")
+	y.sync()
+	y.is("20 1", "select (select count(*) from orders_new where id > 1) || ' ' || (select count(*) from bluegreen_stuck)")
+	y.exec("alter table orders_new drop constraint odd")
+	y.setDefault("datestyle = ''SQL, MDY''")
+	y.swap(bluegreen.Green)
+	y.alike("orders", "orders_old")
+	y.is("22", "select count(*) from orders")
+}
+
+// Triggers and columns may be called like what plpgsql has.
+func TestKeyCalledFound(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, `create table finds (tg_op bigserial primary key, found timestamptz not null default now());
+		insert into finds (found) select now() - i * interval '1 hour' from generate_series(0, 20) i`)
+	if _, err := y.m.Init(y.ctx, bluegreen.InitOptions{Tables: []string{"finds"}, Key: "found", ID: "tg_op"}); err != nil {
+		t.Fatal(err)
+	}
+	y.there("finds", "finds_old", "finds_new", "insert into finds default values; update finds set found = found + interval '1 day' where tg_op = 5; delete from finds where tg_op = (select min(tg_op) from finds)")
+}
+
+// A trigger that somebody makes on both sides sees a row once.
+func TestTriggerMadeOnBothSides(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"create function f() returns trigger language plpgsql as 'begin new.state = new.state || ''!''; return new; end'")
+	y.init("orders")
+	y.sync()
+	for _, table := range []string{"orders", "orders_new"} {
+		y.exec("create trigger f before insert on " + table + " for each row execute function f()")
+	}
+	y.exec("insert into orders (id, at) values (1000, now())")
+	y.sync()
+	y.exec("alter table orders_new enable trigger f")
+	y.m = y.migration(at("logs short", func() { y.exec("insert into orders (id, at) values (1001, now())") }))
+	y.swap(bluegreen.Green)
+	y.exec("insert into orders (id, at) values (1002, now())")
+	y.is("new! new! new!", "select string_agg(state, ' ' order by id) from orders where id >= 1000")
+	y.sync()
+	y.alike("orders", "orders_old")
+}
+
+// A constraint of blue that is deferred is looked at before the tables are altered.
+func TestDeferredForeignKey(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+`create table customer (id int primary key); insert into customer values (1);
+		alter table orders add customer int default 1 references customer deferrable initially deferred;
+		create function f() returns trigger language plpgsql as 'begin return new; end';
+		create trigger f before insert on orders for each row execute function f()`)
+	y.acceptAll("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.m = y.migration(at("logs short", func() { y.exec("insert into orders (at) values (now())") }))
+	y.swap(bluegreen.Blue)
+	y.alike("orders", "orders_new")
+}
+
+// acceptAll is init with all that it finds accepted.
+func (y *yard) acceptAll(tables ...string) {
+	y.Helper()
+	found := names(y.init(tables...).Findings)
+	if len(found) == 0 {
+		y.Error("nothing is found")
+	}
+	if _, err := y.m.Init(y.ctx, bluegreen.InitOptions{Tables: tables, Key: "at", ID: "id", Accept: found}); err != nil {
+		y.Fatal(err)
+	}
+}
+
+// Rows that are taken over when their day is made are no new ones to the application's triggers.
+func TestRowsTakenOverFireNoTrigger(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+`insert into orders (id, at) values (900, now() + interval '9 days');
+		create function f() returns trigger language plpgsql as 'begin new.state := new.state || ''!''; return new; end';
+		create trigger f before insert on orders for each row execute function f()`)
+	y.acceptAll("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	y.exec(`do $$ declare d date := (select (high at time zone 'UTC')::date from bluegreen_pair); begin for n in 0..3 loop
+		execute format('create table orders_late_%s partition of orders for values from (%L) to (%L)', n, (d + n) || ' 00:00+00', (d + n + 1) || ' 00:00+00'); end loop; end $$`)
+	y.sync()
+	y.is("new", "select state from orders where id = 900")
+	y.swap(bluegreen.Blue)
+	y.alike("orders", "orders_new")
+}
+
+// Who deletes what the passive side refers to waits for no vacuum.
+func TestPassiveSideHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+`create table customer (id int primary key); insert into customer select generate_series(1, 100);
+		alter table orders add customer int default 1 references customer; create index on orders (customer)`)
+	y.acceptAll("orders")
+	y.sync()
+	y.swap(bluegreen.Green)
+	vacuum, err := y.pool.Begin(y.ctx) // the lock that one has
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := vacuum.Exec(y.ctx, "lock table orders in share update exclusive mode"); err != nil {
+		t.Fatal(err)
+	}
+	swapped := make(chan error, 1)
+	go func() { swapped <- second(y.m.Swap(y.ctx, bluegreen.Blue, bluegreen.SwapOptions{})) }()
+	devtest.Eventually(t, func() error {
+		if n := y.text("select count(*) from pg_locks where not granted and relation = 'orders'::regclass"); n != "1" {
+			return fmt.Errorf("%s wait for the table", n)
+		}
+		return nil
+	})
+	y.exec("set lock_timeout = '1ms'; delete from customer where id = 7; reset lock_timeout")
+	if err := vacuum.Rollback(y.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-swapped; err != nil {
+		t.Error(err)
+	}
+}
+
+// What is altered on both sides alike, and not on the log.
+func TestBothSidesAreAltered(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, `create table orders (id varchar(5) primary key, at timestamptz not null, state text);
+		insert into orders select i, now() - i * interval '1 hour' from generate_series(1, 20) i`)
+	y.init("orders")
+	y.sync()
+	y.exec("alter table orders alter id type varchar(20); alter table orders_new alter id type varchar(20)")
+	y.there("orders", "orders_old", "orders_new", "insert into orders values ('1234567890' || (select count(*) from orders), now())")
+	for _, table := range []string{"orders", "orders_new"} {
+		y.exec("alter table " + table + " add n bigint not null default 0; alter table " + table + " alter n drop default; alter table " + table + " alter n add generated by default as identity")
+	}
+	_, err := y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{})
+	y.refusedAs("swap", "numbers would begin anew", err)
+	for _, table := range []string{"orders", "orders_new"} {
+		y.exec("alter table " + table + " drop n, alter id type text")
+	}
+	_, err = y.m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{})
+	y.refusedAs("swap", "another type since init", err)
 }
 
 // What is set against an application's slow statements does not end a copy.
@@ -146,7 +295,9 @@ func TestOneSideIsAltered(t *testing.T) {
 		"note text": "alter table %s add column note text", "character varying(9)": "alter table %s alter state type varchar(9)",
 		"'other'": "alter table %s alter state set default 'other'", "grant insert to late": "grant insert on %s to " + late,
 		"grant update (state)": "grant update (state) on %s to " + late, "trigger f, which calls f": "create trigger f before insert on %s for each row execute function f()",
-		"row level security": "alter table %s enable row level security", "policy p": "create policy p on %s using (true)",
+		"unique key btree (state, id, at)": "create unique index on %s (state, id, at)",
+		"OR UPDATE":                        "create or replace trigger f before insert or update on %s for each row execute function f()",
+		"row level security":               "alter table %s enable row level security", "policy p": "create policy p on %s using (true)",
 	} {
 		y.exec(strings.ReplaceAll(sql, "%s", "orders"))
 		_, err := y.m.Swap(y.ctx, to, bluegreen.SwapOptions{})

@@ -122,12 +122,37 @@ func (m *Migration) plant(ctx context.Context, tx pgx.Tx, targets []target, acce
 	if err := refuseHarmful(found); err != nil {
 		return err
 	}
+	if err := refuseWithin(ctx, tx, shapes); err != nil {
+		return err
+	}
 	for n, s := range shapes {
 		if err := m.build(ctx, tx, n+1, s, accept); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// withinSQL is a foreign key from one of these tables to one of them.
+const withinSQL = `
+select quote_ident(conname), conrelid::regclass::text from pg_constraint
+ where contype = 'f' and conparentid = 0 and conrelid = any ($1::oid[]) and confrelid = any ($1::oid[]) order by conname limit 1`
+
+// refuseWithin: rows come to a passive table as they are in the log, and not in the order that such a key asks for.
+func refuseWithin(ctx context.Context, tx pgx.Tx, shapes []shape) error {
+	var tables []uint32
+	for _, s := range shapes {
+		tables = append(tables, s.OID)
+	}
+	var key, table string
+	err := tx.QueryRow(ctx, withinSQL, tables).Scan(&key, &table)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for foreign keys: %w", err)
+	}
+	return fmt.Errorf("foreign key %[1]s of %[2]s refers to a table of this migration: the new tables cannot have it, and on the old ones it would refuse what the way back writes: alter table %[2]s drop constraint %[1]s", key, table)
 }
 
 // lookSQL: a table with our triggers is of another schema's migration.

@@ -36,6 +36,7 @@ type shape struct {
 	Identity          string // of the replica, pg_class.relreplident
 	Storage           []string
 	KeyType, IDType   string // "" where there is no such column
+	IDFuzzy           bool   // ids that are not the same to the byte may be equal, or how they are compared is an extension's
 	IDNotNull         bool
 	KeyGenerated      bool
 
@@ -106,14 +107,18 @@ select c.oid, c.relkind::text, c.relpersistence::text, pg_get_userbyid(c.relowne
        coalesce(t.spcname, ''), c.relreplident::text,
        coalesce((select l.reloptions from pg_class l where l.oid = case when c.relkind = 'r' then c.oid else
          (select max(r.relid::oid) from pg_partition_tree(c.oid) r where r.isleaf) end), '{}'),
-       coalesce(format_type(k.atttypid, null), ''), coalesce(case when it.oid is null then '' when it.typnamespace = 'pg_catalog'::regnamespace then format_type(i.atttypid, i.atttypmod)
+       coalesce(format_type(k.atttypid, null), ''), coalesce(case when it.oid is null then '' when it.typnamespace = 'pg_catalog'::regnamespace then format_type(i.atttypid, -1)
          else format('%s.%I', it.typnamespace::regnamespace, it.typname) end, ''),
+       coalesce(not ic.collisdeterministic, false) or coalesce(coalesce(bt.typcategory, it.typcategory) = 'A' or coalesce(bt.typtype, it.typtype) <> 'e'
+         and coalesce(bt.typnamespace, it.typnamespace) <> 'pg_catalog'::regnamespace, false),
        coalesce(i.attnotnull, false), coalesce(k.attgenerated <> '', false), now()
   from pg_class c join pg_namespace n on n.oid = c.relnamespace
   left join pg_tablespace t on t.oid = c.reltablespace
   left join pg_attribute k on k.attrelid = c.oid and k.attname = $3 and k.attnum > 0 and not k.attisdropped
   left join pg_attribute i on i.attrelid = c.oid and i.attname = $4 and i.attnum > 0 and not i.attisdropped
   left join pg_type it on it.oid = i.atttypid
+  left join pg_type bt on bt.oid = it.typbasetype
+  left join pg_collation ic on ic.oid = i.attcollation
  where n.nspname = $1 and c.relname = $2`
 
 // spanMark tells spanSQL in pg_stat_statements from the application's.
@@ -171,7 +176,7 @@ select g.tgname, pg_get_triggerdef(g.oid), format(' ON %I.%I ', n.nspname, c.rel
 func readShape(ctx context.Context, tx pgx.Tx, t target) (s shape, err error) {
 	s.target = t
 	err = tx.QueryRow(ctx, shapeSQL, t.Schema, t.Name, t.Key, t.ID).Scan(&s.OID, &s.Kind, &s.Persistence, &s.Owner, &s.Owned,
-		&s.Heir, &s.Parent, &s.Published, &s.Subscribed, &s.Foreign, &s.NoInherit, &s.Tablespace, &s.Identity, &s.Storage, &s.KeyType, &s.IDType,
+		&s.Heir, &s.Parent, &s.Published, &s.Subscribed, &s.Foreign, &s.NoInherit, &s.Tablespace, &s.Identity, &s.Storage, &s.KeyType, &s.IDType, &s.IDFuzzy,
 		&s.IDNotNull, &s.KeyGenerated, &s.Now)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return s, fmt.Errorf("there is no table %s", t.quoted())
@@ -280,6 +285,8 @@ func (s *shape) impossible() error {
 	switch {
 	case s.IDType == "":
 		bad("%s has no column %q to tell its rows apart", table, s.ID)
+	case s.IDFuzzy:
+		bad("id %q of %s is of a type whose values may be equal and yet not the same, as citext or with a collation that is not deterministic, or of an array or an extension's: name another column", s.ID, table)
 	case !s.IDNotNull:
 		bad("id %q of %s may be null, and such rows cannot be followed: alter table %s alter column %s set not null", s.ID, table, table, pgx.Identifier{s.ID}.Sanitize())
 	}

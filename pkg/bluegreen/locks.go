@@ -80,24 +80,18 @@ const giveWay = 1500 * time.Millisecond
 // swapTries bounds the tries of a swap that does not even come to hold others up.
 const swapTries = 20
 
-// take locks the passive sides, for which nobody waits, and then the active ones, each in one order: ACCESS EXCLUSIVE on the tables
-// and their partitions, until the transaction ends. Before it does, no vacuum is in the way any more, which readers and writers would wait for
-// with us, and what needs no lock on the active ones is done.
+// take locks the passive sides and then the active ones, each in one order: ACCESS EXCLUSIVE on the tables and their partitions, until the
+// transaction ends. Before that no vacuum is in the way any more, which readers and writers would wait for with us. For the passive sides waits only who
+// changes what they refer to; what needs no lock on the active ones is done under these.
 func (h *hold) take(ctx context.Context, pairs []Pair) error {
 	var passive, active []string
 	for _, p := range ordered(pairs) {
 		passive, active = append(passive, p.table(p.Active.other())), append(active, p.table(p.Active))
 	}
+	h.m.cfg.Step("locks wanted")
 	if _, err := h.tx.Exec(ctx, hurrySQL); err != nil {
 		return err
 	}
-	if err := h.timeouts(ctx, h.m.cfg.LockTimeout, time.Minute); err != nil {
-		return err
-	}
-	if _, err := h.tx.Exec(ctx, "lock table "+strings.Join(passive, ", ")+" in access exclusive mode"); err != nil {
-		return fmt.Errorf("lock the passive sides: %w", err)
-	}
-	h.m.cfg.Step("passive sides locked")
 	wait := max(giveWay, h.m.cfg.LockTimeout)
 	if err := h.timeouts(ctx, wait, wait); err != nil {
 		return err
@@ -109,6 +103,10 @@ func (h *hold) take(ctx context.Context, pairs []Pair) error {
 	if err := h.timeouts(ctx, h.m.cfg.LockTimeout, time.Minute); err != nil {
 		return err
 	}
+	if _, err := h.tx.Exec(ctx, "lock table "+strings.Join(passive, ", ")+" in access exclusive mode"); err != nil {
+		return fmt.Errorf("lock the passive sides: %w", err)
+	}
+	h.m.cfg.Step("passive sides locked")
 	if err := h.m.early(ctx, h, pairs); err != nil {
 		return err
 	}

@@ -73,7 +73,8 @@ type queryer interface {
 
 const pairsSQL = `
 select n, table_schema, table_name, key_column, id_column, id_type, blue, green, active, low, high,
-       copy_relation, copy_file, copy_page, copy_rows, copied, captured_at is not null, c.key_type, c.written, c.fixed, c.settable
+       copy_relation, copy_file, copy_page, copy_rows, copied, captured_at is not null,
+       coalesce((select relkind = 'p' from pg_class where oid = case p.active when 'blue' then p.blue else p.green end), false), c.key_type, c.written, c.fixed, c.settable
   from %s p
  cross join lateral (select coalesce(max(format_type(a.atttypid, null)) filter (where a.attname = p.key_column), '') as key_type,
          coalesce(array_agg(a.attname::text order by a.attnum) filter (where a.attgenerated = ''), '{}') as written,
@@ -104,7 +105,7 @@ func readPairs(ctx context.Context, db queryer, schema string) ([]Pair, error) {
 	pairs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (p Pair, err error) {
 		c := &p.Cursor
 		err = row.Scan(&p.N, &p.Schema, &p.Name, &p.Key, &p.ID, &p.IDType, &p.Blue, &p.Green, &p.Active, &p.Low, &p.High,
-			&c.Relation, &c.File, &c.Page, &c.Rows, &c.Done, &p.captured, &p.KeyType, &p.Columns, &p.Fixed, &p.Settable)
+			&c.Relation, &c.File, &c.Page, &c.Rows, &c.Done, &p.captured, &p.parted, &p.KeyType, &p.Columns, &p.Fixed, &p.Settable)
 		p.Low, p.High = p.Low.UTC(), p.High.UTC()
 		return p, err
 	})
@@ -142,6 +143,9 @@ select format('pid %s (%s)', a.pid, a.application_name) from pg_locks l join pg_
  where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.database = (select oid from pg_database where datname = current_database())
    and l.classid::bigint << 32 | l.objid::bigint = `
 
+// workingSQL: PostgreSQL 17 has this timeout, and to ask whether it is there takes a snapshot, which is too early within a transaction.
+const workingSQL = `select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'`
+
 // exclusive runs do on one connection while this process alone has the migration's lock, for which it waits as long as busyWait.
 func (m *Migration) exclusive(ctx context.Context, do func(conn *pgx.Conn) error) error {
 	const key = `hashtextextended('plenum bluegreen ' || $1, 0)`
@@ -151,6 +155,9 @@ func (m *Migration) exclusive(ctx context.Context, do func(conn *pgx.Conn) error
 	}
 	defer pooled.Release()
 	conn := pooled.Conn()
+	if _, err := conn.Exec(ctx, workingSQL); err != nil {
+		return fmt.Errorf("prepare to work: %w", err)
+	}
 	for deadline := time.Now().Add(busyWait); ; {
 		var held bool
 		if err := conn.QueryRow(ctx, "select pg_try_advisory_lock("+key+")", m.cfg.Schema).Scan(&held); err != nil {

@@ -258,7 +258,7 @@ func TestSwapDrainsTheTail(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 	y.alike("orders", "orders_new")
-	y.m = y.migration(at("passive sides locked", func() {
+	y.m = y.migration(at("locks wanted", func() {
 		y.exec("truncate orders")
 		y.exec("insert into orders (id, at) values (1, now())")
 	}))

@@ -120,6 +120,12 @@ func (m *Migration) prepare(ctx context.Context, conn *pgx.Conn) ([]Pair, error)
 	if err := m.ensureCapture(ctx, conn); err != nil {
 		return nil, err
 	}
+	for _, p := range pairs {
+		// SHARE ROW EXCLUSIVE on the passive side, where there is one.
+		if err := m.locking(ctx, conn, func(tx pgx.Tx) error { return disableTriggers(ctx, tx, p, "") }); err != nil {
+			return nil, fmt.Errorf("disable triggers of table %s: %w", p.table(p.Active.other()), err)
+		}
+	}
 	return capturedPairs(ctx, conn, m.cfg.Schema)
 }
 

@@ -65,6 +65,11 @@ func (m *Migration) Verify(ctx context.Context) (list []Difference, err error) {
 	if err != nil {
 		return nil, err
 	}
+	for _, p := range pairs {
+		if err := m.placed(ctx, m.cfg.Pool, p); err != nil {
+			return nil, err
+		}
+	}
 	conn, err := m.cfg.Pool.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("connect: %w", err)
@@ -75,11 +80,6 @@ func (m *Migration) Verify(ctx context.Context) (list []Difference, err error) {
 		var tables []string
 		for _, p := range ordered(pairs) {
 			tables = append(tables, p.table(Blue), p.table(Green))
-		}
-		for _, p := range pairs {
-			if err := m.placed(ctx, conn, p); err != nil {
-				return err
-			}
 		}
 		// A TRUNCATE empties a table in every snapshot: it comes before ours, or waits.
 		if _, err := tx.Exec(ctx, "lock table "+strings.Join(tables, ", ")+" in access share mode"); err != nil {

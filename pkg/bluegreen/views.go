@@ -7,10 +7,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// followsSQL is whether a swap can have view v read the other side of b: who may replace it, and a column of the table's row type
-// cannot change its type.
+// followsSQL is whether a swap can have view v read the other side of b: who may replace it, a column of the table's row type
+// cannot change its type, and what groups by the primary key alone has none then.
 const followsSQL = `v.relkind = 'v' and v.relpersistence <> 't' and pg_has_role(v.relowner, 'usage') and has_schema_privilege(v.relnamespace, 'create')
-	and not exists (select from pg_attribute a join pg_type t on t.oid = b.reltype where a.attrelid = v.oid and a.atttypid in (t.oid, t.typarray))`
+	and not exists (select from pg_attribute a join pg_type t on t.oid = b.reltype where a.attrelid = v.oid and a.atttypid in (t.oid, t.typarray))
+	and not exists (select from pg_depend k where k.classid = 'pg_rewrite'::regclass and k.objid = r.oid and k.refclassid = 'pg_constraint'::regclass)`
 
 // viewsSQL is without the definitions: who knows these has locked the views.
 const viewsSQL = `
