@@ -11,7 +11,7 @@
 //	                  └────────────copy, once───────────────────────────────┘
 //
 // Capture is a statement-level trigger with transition tables on both sides, all the time from Init to Finish, on the
-// partitioned table and on each leaf. It writes the places of rows that were inserted, deleted, or changed, each an id and a key, where
+// partitioned table and on each leaf, and a row-level one for what leaves a partition: a MERGE that moves a row fires no other. It writes the places of rows that were inserted, deleted, or changed, each an id and a key, where
 // the row was and then where it is, into the table's log, in the writer's own transaction. What the drain and the copy write is not captured. A
 // swap therefore changes no trigger of ours, and what somebody writes into the passive side is undone by the next drain.
 //
@@ -22,7 +22,8 @@
 //
 // Drain takes entries of the log, makes the passive side's rows of these places what the active side has, and deletes the
 // entries, in one snapshot. A row that is written meanwhile has another entry, which that snapshot does not see. One row that both sides have at
-// a place is updated there, or left alone if it is the same; others are deleted and inserted. With the key each look is in one partition. An id of which the
+// a place is updated there, or left alone if it is the same; others are deleted and inserted, also where a row is now that is at its place no more. With the key
+// each look is in one partition. An id of which the
 // passive side refuses a row (a unique key, a check, a foreign key) is set aside in bluegreen_stuck, tried again by each Sync,
 // and stops every swap: the refusal says how to keep these rows apart.
 //
@@ -39,7 +40,7 @@
 // partitions cover; rows of blue outside of it, with a key that is NULL or infinite or of a day that is not kept, stay
 // where they are and are never deleted.
 //
-// A swap is one transaction: locks on the passive sides and against vacuums of the active ones, policies and the last turns of the drain, for which no reader
+// A swap is one transaction: locks against vacuums of the active sides and on the passive ones, policies and the last turns of the drain, for which no reader
 // or writer waits; then locks on the active ones, the rest of the logs, names, triggers of the application, sequences, publications. It
 // commits or it did not happen, and says on the next call what is so. It is refused while verify finds a difference or an id is set
 // aside; to green, too, while anything that was found and not accepted stands, and where no partition manager has been at work lately.
