@@ -83,8 +83,9 @@ func TestTriggerMadeOnBothSides(t *testing.T) {
 	}
 	y.exec("insert into orders (id, at) values (1000, now())")
 	y.sync()
-	y.exec("alter table orders_new enable trigger f")
-	y.m = y.migration(at("logs short", func() { y.exec("insert into orders (id, at) values (1001, now())") }))
+	y.m = y.migration(at("locks wanted", func() { // too late for what comes before the locks
+		y.exec("alter table orders_new enable trigger f; insert into orders (id, at) values (1001, now())")
+	}))
 	y.swap(bluegreen.Green)
 	y.exec("insert into orders (id, at) values (1002, now())")
 	y.is("new! new! new!", "select string_agg(state, ' ' order by id) from orders where id >= 1000")
