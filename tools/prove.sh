@@ -18,6 +18,7 @@ run() {
 run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 150m -skip '^TestBlueGreen$' ./internal/endtoend
 run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 180m -run '^TestBlueGreen$' ./internal/endtoend # it takes all of the machine
 run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 30m ./pkg/partman
+run env PLENUM_PROVE=1 "$go" test -v -count=1 -timeout 30m -run '^TestKilledAtEachPoint$' ./pkg/bluegreen
 run "$go" test -run '^$' -fuzz '^FuzzDecode$' -fuzztime 10m ./pkg/telemetry
 {
 	echo "# Proofs"

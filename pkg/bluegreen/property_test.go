@@ -160,7 +160,11 @@ func (s *scribes) transaction(tx pgx.Tx, r *rand.Rand, n int, next *int64) error
 		case 3:
 			err = both("update TABLE set processed = not processed where id = any ($1)", ids)
 		case 4:
-			err = both("update TABLE set at = date_trunc('day', now(), 'UTC') - $2 * interval '1 hour' where id = any ($1)", ids[:5], r.IntN(200))
+			move := "update TABLE set at = date_trunc('day', now(), 'UTC') - $2 * interval '1 hour' where id = any ($1)"
+			if r.IntN(2) == 0 {
+				move = "merge into TABLE t using (select distinct unnest($1::bigint[])) s (id) on t.id = s.id when matched then update set at = date_trunc('day', now(), 'UTC') - $2 * interval '1 hour'"
+			}
+			err = both(move, ids[:5], r.IntN(200))
 		case 5:
 			err = both("update TABLE set id = $2 where id = $1", ids[0], *next)
 		case 6:
@@ -253,7 +257,7 @@ func (s *scribes) swapped(after string, to bluegreen.Side) {
 	})
 }
 
-// TestKilledAtEachPoint swaps back and forth while writers write, and kills the tool at each point once. All is in the active
+// TestKilledAtEachPoint swaps back and forth while writers write, and kills the tool at each point once, at the full size. All is in the active
 // table, whichever that is, and nobody has seen an error.
 func TestKilledAtEachPoint(t *testing.T) {
 	t.Parallel()
@@ -279,7 +283,12 @@ func TestKilledAtEachPoint(t *testing.T) {
 	s.swapped("the copy", to)
 	s.mirrored("the copy")
 	s.truncate.Store(true) // before, it could leave too little to copy
-	for _, name := range slices.Sorted(maps.Keys(seen)) {
+	points := slices.Sorted(maps.Keys(seen))
+	if os.Getenv("PLENUM_PROVE") == "" { // any half of them
+		rand.Shuffle(len(points), func(i, j int) { points[i], points[j] = points[j], points[i] })
+		points = points[:len(points)/2]
+	}
+	for _, name := range points {
 		for try := 0; try < 5 && !died[name]; try++ { // some come only if somebody has written at the right moment
 			to = map[bluegreen.Side]bluegreen.Side{bluegreen.Blue: bluegreen.Green, bluegreen.Green: bluegreen.Blue}[to]
 			died[name] = s.killAt(name, to)
@@ -300,5 +309,5 @@ func TestKilledAtEachPoint(t *testing.T) {
 		t.Errorf("differences at the end: %v", list)
 	}
 	s.alike("orders", map[bluegreen.Side]string{bluegreen.Blue: "orders_new", bluegreen.Green: "orders_old"}[to])
-	t.Logf("%d points, %s rows", len(seen), s.text("select count(*) from orders"))
+	t.Logf("%d of %d points, %s rows", len(died), len(seen), s.text("select count(*) from orders"))
 }
