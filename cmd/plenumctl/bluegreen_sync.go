@@ -41,11 +41,7 @@ func setupBluegreenSync(fs *flag.FlagSet) func(context.Context, *call) error {
 		}
 		return b.print(b.stdout, line.last, func(w io.Writer) {
 			for _, p := range line.last {
-				refused := ""
-				if p.Refused > 0 {
-					refused = fmt.Sprintf(", %d ids refused: bluegreen status says why", p.Refused)
-				}
-				fmt.Fprintf(w, "%s\tcopied\t%d rows\t%d log entries left%s\n", plain(p.Table), p.Rows, p.Entries, refused)
+				fmt.Fprintf(w, "%s\tcopied\t%d rows\t%d log entries left%s\n", plain(p.Table), p.Rows, p.Entries, refusedText(p))
 			}
 		})
 	})
@@ -90,6 +86,13 @@ func (l *progressLine) end() {
 	}
 }
 
+func refusedText(p bluegreen.Progress) string {
+	if p.Refused == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d ids refused: bluegreen status says why", p.Refused)
+}
+
 func progressText(p bluegreen.Progress) string {
 	var parts []string
 	add := func(format string, args ...any) { parts = append(parts, fmt.Sprintf(format, args...)) }
@@ -107,10 +110,7 @@ func progressText(p bluegreen.Progress) string {
 	if p.ETA > 0 {
 		add("about %s left", p.ETA.Round(time.Second))
 	}
-	add("%d log entries behind", p.Entries)
-	if p.Refused > 0 {
-		add("%d ids refused: bluegreen status says why", p.Refused)
-	}
+	add("%d log entries behind%s", p.Entries, refusedText(p))
 	if p.Waiting != "" {
 		add("held: %s", p.Waiting)
 	}

@@ -75,12 +75,12 @@ select 'unique key ' || substring(pg_get_indexdef(x.indexrelid) from ' USING (.*
 
 // laterSQL says of a side what no swap knows of, since it came, or became so, after init.
 const laterSQL = `
-select coalesce(min(format('column %%I of table %%s numbers rows by itself since init, and its numbers would begin anew on the other side', a.attname, a.attrelid::regclass)), '')
+select format('column %%I of table %%s numbers rows by itself since init, and its numbers would begin anew on the other side', a.attname, a.attrelid::regclass)
   from pg_attribute a join pg_depend d on d.classid = 'pg_class'::regclass and d.refclassid = 'pg_class'::regclass and d.refobjid = a.attrelid and d.refobjsubid = a.attnum and d.deptype = 'i'
   join pg_class s on s.oid = d.objid and s.relkind = 'S'
  where a.attrelid = $1 and not exists (select from %[1]s n where s.oid in (n.blue, n.green))
  union all
-select coalesce(min(format('column %%I of table %%s has another type since init, and the log has not', a.attname, a.attrelid::regclass)), '') from pg_attribute a
+select format('column %%I of table %%s has another type since init, and the log has not', a.attname, a.attrelid::regclass) from pg_attribute a
  where a.attrelid = $1 and a.attname = $2 and a.atttypid <> $3::text::regtype`
 
 const restSQL = `
@@ -133,12 +133,10 @@ func (m *Migration) later(ctx context.Context, db queryer, p Pair, side Side) (s
 	if err != nil {
 		return "", fmt.Errorf("look for what has changed since init: %w", err)
 	}
-	for _, fault := range faults {
-		if fault != "" {
-			return fault + ": change it back; or abort where the old table is live, finish where the new one is", nil
-		}
+	if len(faults) == 0 {
+		return "", nil
 	}
-	return "", nil
+	return faults[0] + ": change it back; or abort where the old table is live, finish where the new one is", nil
 }
 
 // undrifted refuses where the sides are not of one shape any more.

@@ -143,9 +143,6 @@ select format('pid %s (%s)', a.pid, a.application_name) from pg_locks l join pg_
  where l.locktype = 'advisory' and l.granted and l.objsubid = 1 and l.database = (select oid from pg_database where datname = current_database())
    and l.classid::bigint << 32 | l.objid::bigint = `
 
-// workingSQL: PostgreSQL 17 has this timeout, and to ask whether it is there takes a snapshot, which is too early within a transaction.
-const workingSQL = `select set_config(name, '0', false) from pg_settings where name = 'transaction_timeout'`
-
 // exclusive runs do on one connection while this process alone has the migration's lock, for which it waits as long as busyWait.
 func (m *Migration) exclusive(ctx context.Context, do func(conn *pgx.Conn) error) error {
 	const key = `hashtextextended('plenum bluegreen ' || $1, 0)`
@@ -155,9 +152,6 @@ func (m *Migration) exclusive(ctx context.Context, do func(conn *pgx.Conn) error
 	}
 	defer pooled.Release()
 	conn := pooled.Conn()
-	if _, err := conn.Exec(ctx, workingSQL); err != nil {
-		return fmt.Errorf("prepare to work: %w", err)
-	}
 	for deadline := time.Now().Add(busyWait); ; {
 		var held bool
 		if err := conn.QueryRow(ctx, "select pg_try_advisory_lock("+key+")", m.cfg.Schema).Scan(&held); err != nil {

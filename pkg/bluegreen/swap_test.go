@@ -199,6 +199,34 @@ func TestSwapGivesUpAndSaysWhoIsInTheWay(t *testing.T) {
 	}
 }
 
+// besideVacuum does something while a swap waits for the lock that a vacuum has.
+func (y *yard) besideVacuum(m *bluegreen.Migration, to bluegreen.Side, do func()) {
+	y.Helper()
+	vacuum, err := y.connect("").Begin(y.ctx)
+	if err != nil {
+		y.Fatal(err)
+	}
+	defer func() { _ = vacuum.Rollback(y.ctx) }()
+	if _, err := vacuum.Exec(y.ctx, "lock table orders in share update exclusive mode"); err != nil {
+		y.Fatal(err)
+	}
+	swapped := make(chan error, 1)
+	go func() { swapped <- second(m.Swap(y.ctx, to, bluegreen.SwapOptions{})) }()
+	devtest.Eventually(y, func() error {
+		if n := y.text("select count(*) from pg_locks where not granted and relation = 'orders'::regclass"); n != "1" {
+			return fmt.Errorf("%s wait for the table", n)
+		}
+		return nil
+	})
+	do()
+	if err := vacuum.Rollback(y.ctx); err != nil {
+		y.Fatal(err)
+	}
+	if err := <-swapped; err != nil {
+		y.Errorf("swap: %v", err)
+	}
+}
+
 // A vacuum is waited for while the application goes on, for longer than others may be held up.
 func TestSwapWaitsForAVacuum(t *testing.T) {
 	t.Parallel()
@@ -209,31 +237,11 @@ func TestSwapWaitsForAVacuum(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	vacuum, err := y.connect("").Begin(y.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = vacuum.Rollback(y.ctx) }()
-	if _, err := vacuum.Exec(y.ctx, "lock table orders in share update exclusive mode"); err != nil {
-		t.Fatal(err)
-	}
-	swapped := make(chan error, 1)
-	go func() { swapped <- second(m.Swap(y.ctx, bluegreen.Green, bluegreen.SwapOptions{})) }()
-	devtest.Eventually(t, func() error {
-		if n := y.text("select count(*) from pg_locks where not granted and relation = 'orders'::regclass"); n != "1" {
-			return fmt.Errorf("%s wait for the table", n)
+	y.besideVacuum(m, bluegreen.Green, func() {
+		for range 20 {
+			y.exec("set lock_timeout = '1ms'; insert into orders (at) values (now()); reset lock_timeout")
 		}
-		return nil
 	})
-	for range 20 {
-		y.exec("set lock_timeout = '1ms'; insert into orders (at) values (now()); reset lock_timeout")
-	}
-	if err := vacuum.Rollback(y.ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-swapped; err != nil {
-		t.Errorf("swap: %v", err)
-	}
 	y.sync()
 	y.alike("orders", "orders_old")
 }

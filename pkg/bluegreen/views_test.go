@@ -41,3 +41,12 @@ func TestViewsFollow(t *testing.T) {
 	}
 	y.is(before, look)
 }
+
+// A view that groups by the primary key alone needs one, which green has not.
+func TestViewThatNeedsThePrimaryKey(t *testing.T) {
+	t.Parallel()
+	y := newYard(t, plain+"create view v as select id, state, count(*) from orders group by id")
+	if found := names(y.init("orders").Findings); len(found) != 1 || found[0] != "view:public.orders.public.v" {
+		t.Errorf("found %q", found)
+	}
+}
